@@ -1,0 +1,65 @@
+"""propkit: what happens to the signals in your network?
+
+::
+
+    model --attach--> sites --signals--> probes --values--> recorder --rows--> store (zarr)
+                                                                                  |
+                             figures, report, notebook <--dataset (xarray)--------+
+
+Three lines are enough::
+
+    import propkit
+    recorder = propkit.attach(model)     # the training loop stays as it is
+    recorder.run["error_moment"]         # xarray.Dataset with dims (step, site)
+
+Importing propkit imports neither torch nor xarray, zarr or matplotlib: each name below loads what it needs when it
+is first used.
+"""
+
+from typing import TYPE_CHECKING
+
+from propkit._lazy import publish
+
+if TYPE_CHECKING:
+    from propkit import data, figures, models, probes, recipes, training
+    from propkit.attach import attach
+    from propkit.probe import Probe, probe
+    from propkit.recorder import Recorder
+    from propkit.schedules import log_spaced
+    from propkit.store import Run, open
+
+__version__ = "0.1.0"
+__all__ = [
+    "Probe",
+    "Recorder",
+    "Run",
+    "attach",
+    "data",
+    "figures",
+    "log_spaced",
+    "models",
+    "open",
+    "probe",
+    "probes",
+    "recipes",
+    "training",
+]
+
+publish(
+    __name__,
+    {
+        "Probe": "propkit.probe",
+        "Recorder": "propkit.recorder",
+        "Run": "propkit.store",
+        "attach": "propkit.attach",
+        "data": "propkit.data",
+        "figures": "propkit.figures",
+        "log_spaced": "propkit.schedules",
+        "models": "propkit.models",
+        "open": "propkit.store",
+        "probe": "propkit.probe",
+        "probes": "propkit.probes",
+        "recipes": "propkit.recipes",
+        "training": "propkit.training",
+    },
+)
