@@ -1,0 +1,156 @@
+"""`attach`: put probes on a model."""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from propkit.layout import Layout
+from propkit.notices import say
+from propkit.probe import Probe
+from propkit.provenance import describe_run
+from propkit.recorder import Recorder
+from propkit.registry import find_probes
+from propkit.schedules import Schedule, as_schedule
+from propkit.sites import find_sites
+from propkit.steps import OptimizerSteps
+from propkit.taps import Taps
+
+if TYPE_CHECKING:
+    from propkit.store import Run
+    from propkit.writer import Writer
+
+When = int | Schedule
+
+
+def attach(
+    model: nn.Module,
+    store: str | os.PathLike[str] | None = None,
+    *,
+    probes: Iterable[str | Probe] | str | Probe | None = None,
+    every: When | Mapping[str, When] = 1,
+    include: str | None = None,
+    exclude: str | None = None,
+    blocks: str | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    label: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    overwrite: bool = False,
+) -> Recorder:
+    """Put probes on `model` and record what they measure, step by step; the training loop stays as it is.
+
+    A step is one step of an optimiser that holds parameters of the model. What happens within it (micro-batches,
+    several calls of a module in different forwards) is combined by each quantity's rule into one row. A module
+    that runs several times in one forward has one site per call (``name``, ``name#1``, ...).
+
+    >>> import torch, propkit
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with propkit.attach(model, probes="error_moment") as recorder:
+    ...     for _ in range(3):
+    ...         optimizer.zero_grad()
+    ...         model(torch.ones(5, 4)).square().mean().backward()
+    ...         optimizer.step()
+    >>> recorder.run["error_moment"]["output"].sizes
+    Frozen({'step': 3, 'site': 2})
+
+    Args:
+        model: Any module, eager (not yet compiled).
+        store: Path of the zarr store to create; in memory by default.
+        probes: Names, or functions decorated with `propkit.probe`; the cheap ones by default.
+        every: Measure every n-th step, or a schedule ``step -> bool`` (`propkit.log_spaced`), or a dict of either
+            by probe name (``{"error_moment": 1, "weight": 100}``; probes not named are measured every step).
+        include: Regular expression for the whole qualified name of the layers to observe.
+        exclude: The same for modules to leave out.
+        blocks: The same for modules to see as one map, whose gradient norms are measured at both ends.
+        optimizer: The optimiser whose steps count, where several hold the model's parameters.
+        label: Short name of the run for legends.
+        config: What the run should remember of your configuration (JSON-able).
+        seed: The seed you used, to be remembered.
+        overwrite: Replace an existing run at `store`.
+
+    Returns:
+        The handle of the recording: a context manager with ``run``, ``log``, ``step`` and ``detach``.
+
+    Raises:
+        TypeError: `model` is no module, or an argument has the wrong type.
+        ValueError: A pattern matches no module, a probe is unknown, the model is compiled already.
+        FileExistsError: `store` exists.
+    """
+    _check_model(model)
+    if not isinstance(optimizer, torch.optim.Optimizer | None):
+        raise TypeError(
+            f"optimizer: expected a torch.optim.Optimizer, found {type(optimizer).__name__}; for a loop without one "
+            "leave it out and call recorder.step() once per step"
+        )
+    found = find_probes(probes)
+    schedules = _schedules(every, [p.name for p in found])
+    sites, notes = find_sites(model, found, include, exclude, blocks)
+    if probes is not None:
+        for note in notes:
+            say(note)
+    attributes = describe_run(model, label, config, seed)
+    attributes["notes"] = notes
+    attributes["sampling"] = {
+        name: when if isinstance(when, int) else getattr(when, "__qualname__", repr(when))
+        for name, when in ((p.name, _of(every, p.name)) for p in found)
+    }
+    writer, open_run = _open_writer(store, attributes, overwrite)
+    layout = Layout(found, sites)
+    recorder = Recorder(writer, layout, schedules, open_run, in_memory=store is None, notes=notes)
+    steps = OptimizerSteps(model, recorder.end_step, optimizer)
+    recorder.start(Taps(model, sites, recorder), steps.remove, lambda: steps.found)
+    return recorder
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"attach: expected a torch.nn.Module, found {type(model).__name__}")
+    compiled = isinstance(model, torch._dynamo.eval_frame.OptimizedModule) or any(
+        getattr(m, "_compiled_call_impl", None) is not None for m in model.modules()
+    )
+    if compiled:
+        raise ValueError(
+            "attach: the model is compiled already, so hooks put in now would never run. Attach to the model before "
+            "torch.compile, and train the uncompiled model while recording"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(
+            "attach: a TorchScript module runs no Python hooks; attach to the model before scripting it"
+        )
+
+
+def _of(every: When | Mapping[str, When], name: str) -> When:
+    return every.get(name, 1) if isinstance(every, Mapping) else every
+
+
+def _schedules(every: When | Mapping[str, When], names: list[str]) -> dict[str, Schedule]:
+    if isinstance(every, Mapping):
+        unknown = sorted(set(every) - set(names))
+        if unknown:
+            raise ValueError(
+                f"every names {unknown[0]!r}, which is not recorded; recorded are {', '.join(names)}"
+            )
+    return {name: as_schedule(_of(every, name)) for name in names}
+
+
+def _open_writer(
+    store: str | os.PathLike[str] | None, attributes: dict[str, Any], overwrite: bool
+) -> "tuple[Writer, Any]":
+    from propkit import store as stores
+    from propkit.memory import MemoryWriter
+    from propkit.writer import ZarrWriter
+
+    if store is None:
+        memory = MemoryWriter(attributes)
+        return memory, lambda: stores.Run.from_memory(memory)
+    path = os.fspath(store)
+    writer = ZarrWriter.create(path, attributes, overwrite=overwrite)
+
+    def open_run() -> "Run":
+        return stores.open(path)
+
+    return writer, open_run

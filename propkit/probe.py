@@ -1,0 +1,187 @@
+"""What is measured: a probe is a pure function whose parameter names say which signals it needs.
+
+>>> import torch
+>>> @probe(units="1", reduce="mean", reference="He et al., arXiv:1502.01852")
+... def mean_square(output):
+...     '''Mean square of a layer's output.'''
+...     return output.square().mean()
+>>> mean_square.name, mean_square.measurements[0].signals
+('mean_square', ('output',))
+>>> mean_square(torch.tensor([1.0, 3.0]))
+tensor(5.)
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, overload
+
+from torch import nn
+
+Reduction = Literal["mean", "sum", "norm", "max", "min"]
+Function = Callable[..., Any]
+
+SIGNALS: Mapping[str, str] = {
+    "input": "first floating-point tensor that the module receives",
+    "output": "first floating-point tensor that the module returns",
+    "grad_input": "gradient with respect to that input tensor, all its consumers included",
+    "grad_output": "gradient with respect to that output tensor, all its consumers included",
+    "weight": "the module's weight, as its forward used it",
+    "update": "change of the weight in this optimiser step",
+    "module": "the module itself",
+}
+"""Every signal that a probe may name as a parameter, with its meaning."""
+
+KINDS = ("parametric", "filters", "layer", "block")
+"""Named selections of sites: see `propkit.sites.is_kind`."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One function of a probe and how its values are labelled and combined.
+
+    Attributes:
+        function: Pure function of the signals; returns a 0-d tensor, or a dict of named ones.
+        signals: Its parameter names, each a key of `SIGNALS`.
+        units: Units of the values, or a dict by variable name.
+        reduce: How values of one step are combined over micro-batches, calls and ranks: ``mean`` (weighted
+            by the number of elements of the first signal), ``sum``, ``norm`` (root of the sum of
+            squares), ``max`` or ``min``; or a dict by variable name.
+    """
+
+    function: Function
+    signals: tuple[str, ...]
+    units: str | Mapping[str, str] = "1"
+    reduce: Reduction | Mapping[str, Reduction] = "mean"
+
+    def describe(self, variable: str) -> tuple[str, Reduction, str]:
+        """Units, reduction and one-line description of one of the function's variables."""
+        units = self.units if isinstance(self.units, str) else self.units.get(variable, "1")
+        reduce = self.reduce if isinstance(self.reduce, str) else self.reduce.get(variable, "mean")
+        summary = (inspect.getdoc(self.function) or variable.replace("_", " ")).splitlines()[0]
+        if not isinstance(self.units, str) and len(self.units) > 1:  # they share the docstring
+            summary = f"{variable.replace('_', ' ')}: {summary}"
+        return units, reduce, summary.rstrip(".")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A named group of measurements at the same sites; calling it calls its first function.
+
+    Attributes:
+        name: Name of the probe, of its file and of its group in the run.
+        sites: Where it applies: one of `KINDS`, or a predicate ``module -> bool``.
+        reference: Paper and equation.
+        measurements: Its functions, in the order in which they were added.
+    """
+
+    name: str
+    sites: str | Callable[[nn.Module], bool]
+    reference: str
+    measurements: list[Measurement] = field(default_factory=list)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Value of the probe's first function."""
+        return self.measurements[0].function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        signals = sorted({s for m in self.measurements for s in m.signals})
+        return f"Probe({self.name!r}, sites={self.sites!r}, signals={signals})"
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """All signals that its functions need."""
+        return frozenset(s for m in self.measurements for s in m.signals)
+
+    def also(
+        self,
+        *,
+        units: str | Mapping[str, str] = "1",
+        reduce: Reduction | Mapping[str, Reduction] = "mean",
+    ) -> Callable[[Function], Function]:
+        """Decorator that adds a function of other signals to the same group.
+
+        A variable is measured when its signals are there, so that nothing needs to be kept: the moment of the
+        error at a layer's output and the one at its input are two functions.
+        """
+
+        def add(function: Function) -> Function:
+            self.measurements.append(_measurement(function, units, reduce))
+            return function
+
+        return add
+
+
+@overload
+def probe(function: Function, /) -> Probe: ...
+
+
+@overload
+def probe(
+    *,
+    sites: str | Callable[[nn.Module], bool] = ...,
+    units: str | Mapping[str, str] = ...,
+    reduce: Reduction | Mapping[str, Reduction] = ...,
+    reference: str = ...,
+    name: str | None = ...,
+) -> Callable[[Function], Probe]: ...
+
+
+def probe(
+    function: Function | None = None,
+    /,
+    *,
+    sites: str | Callable[[nn.Module], bool] = "parametric",
+    units: str | Mapping[str, str] = "1",
+    reduce: Reduction | Mapping[str, Reduction] = "mean",
+    reference: str = "",
+    name: str | None = None,
+) -> Probe | Callable[[Function], Probe]:
+    """Make a probe of a pure function of signals.
+
+    Args:
+        function: Function whose parameters are names of `SIGNALS`. It returns a 0-d tensor, recorded under the
+            function's name, or a dict of named 0-d tensors.
+        sites: Where it applies: ``"parametric"`` (layers with a weight matrix or kernel), ``"filters"`` (those
+            whose weight is a bank of filters: convolutions and linear layers), ``"layer"`` (parametric
+            layers and nonlinearities), ``"block"``, or a predicate on modules.
+        units: Units, ``"1"`` for pure numbers; a dict by variable where the function returns a dict.
+        reduce: How the values of one step are combined; see `Measurement`.
+        reference: Paper and equation that define the quantity.
+        name: Name of the probe, the function's by default.
+
+    Raises:
+        TypeError: A parameter is no signal, or the signals are never available together.
+        ValueError: `sites` or `reduce` is unknown.
+    """
+    if isinstance(sites, str) and sites not in KINDS:
+        raise ValueError(f"sites={sites!r}: expected one of {KINDS} or a predicate on modules")
+
+    def make(function: Function) -> Probe:
+        measurement = _measurement(function, units, reduce)
+        return Probe(name or function.__name__, sites, reference, [measurement])
+
+    return make if function is None else make(function)
+
+
+def _measurement(
+    function: Function,
+    units: str | Mapping[str, str],
+    reduce: Reduction | Mapping[str, Reduction],
+) -> Measurement:
+    signals = tuple(inspect.signature(function).parameters)
+    unknown = [s for s in signals if s not in SIGNALS]
+    if unknown or not signals:
+        found = f"parameter {unknown[0]!r}" if unknown else "no parameter"
+        raise TypeError(
+            f"probe function {function.__name__!r} has {found}; its parameters must be signals: {', '.join(SIGNALS)}"
+        )
+    if "update" in signals and not {"update", "weight", "module"}.issuperset(signals):
+        raise TypeError(
+            f"probe function {function.__name__!r}: 'update' is known only after the optimiser's step, when "
+            "just 'weight' and 'module' are there too; split it into two functions (see Probe.also)"
+        )
+    for rule in [reduce] if isinstance(reduce, str) else reduce.values():
+        if rule not in get_args(Reduction):
+            raise ValueError(f"reduce={rule!r}: expected one of {get_args(Reduction)}")
+    return Measurement(function, signals, units, reduce)

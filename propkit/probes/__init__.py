@@ -1,0 +1,16 @@
+"""One quantity per file: pure functions of tensors. The file, the function and the group in the run share a name."""
+
+from typing import TYPE_CHECKING
+
+from propkit._lazy import publish
+
+if TYPE_CHECKING:
+    from propkit.probes.activation import activation
+    from propkit.probes.error_moment import error_moment
+    from propkit.probes.filter_correlation import filter_correlation
+    from propkit.probes.gradient_norm import gradient_norm
+    from propkit.probes.weight import weight
+
+__all__ = ["activation", "error_moment", "filter_correlation", "gradient_norm", "weight"]
+
+publish(__name__, {name: f"{__name__}.{name}" for name in __all__})

@@ -1,0 +1,40 @@
+"""Average cosine correlation of a layer's filters (Xie, Xiong & Pu, CVPR 2017, Eq. 8)."""
+
+import torch
+from torch import nn
+
+from propkit.probe import probe
+from propkit.probes._filters import filter_matrix
+
+
+@probe(
+    sites="filters",
+    units={"correlation": "1", "pairs": "1"},
+    reduce={"correlation": "mean", "pairs": "max"},
+    reference="arXiv:1703.01827, Eq. 8",
+)
+def filter_correlation(weight: torch.Tensor, module: nn.Module) -> dict[str, torch.Tensor]:
+    """Signed cosine of a layer's filters, averaged over its pairs i < j.
+
+    Uses Σ_{i<j} cos(v_i, v_j) = ½(‖Σ_i v_i/‖v_i‖‖² − M): linear in the number of filters. Filters of zero norm have no
+    direction and are left out; the paper's pooled value is Σ pairs·correlation / Σ pairs over the convolutions.
+
+    Args:
+        weight: The layer's weight, filters first (see `torch.nn.Conv2d.weight`).
+        module: The layer, which tells a transposed convolution from an ordinary one.
+
+    Returns:
+        ``correlation`` in [−1/(M−1), 1], NaN where there is no pair; ``pairs``, the number of pairs. 0-d, float64.
+    """
+    filters = filter_matrix(weight, module)
+    norms = torch.linalg.vector_norm(filters, dim=1, keepdim=True)
+    nonzero = norms > 0
+    # A filter with NaN keeps its NaN, so that a diverged layer shows as NaN.
+    directions = torch.where(
+        norms == 0, 0.0, filters / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+    )
+    m = (nonzero | norms.isnan()).sum().to(filters.dtype)
+    pairs = m * (m - 1) / 2
+    sum_of_cosines = (directions.sum(0).square().sum() - m) / 2
+    none = torch.full_like(pairs, float("nan"))
+    return {"correlation": torch.where(pairs > 0, sum_of_cosines / pairs, none), "pairs": pairs}

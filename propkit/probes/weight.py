@@ -1,0 +1,52 @@
+"""Weights: size, spectral norm, distance from orthonormality, and how far a step moves them."""
+
+import torch
+from torch import nn
+
+from propkit.probe import probe
+from propkit.probes._filters import filter_matrix
+from propkit.probes._reductions import frobenius_norm
+from propkit.spectra.matrix import gram, spectral_norm
+
+
+@probe(
+    sites="parametric",
+    units={"norm": "weight", "spectral_norm": "weight", "orthonormality": "weight^2"},
+    reduce={"norm": "max", "spectral_norm": "max", "orthonormality": "max"},
+    reference="arXiv:1703.01827, Eq. 3",
+)
+def weight(weight: torch.Tensor, module: nn.Module) -> dict[str, torch.Tensor]:
+    """Norms of a layer's weight matrix W, whose columns are its filters (fan_in x fan_out).
+
+    The stable rank is ``norm² / spectral_norm²``.
+
+    Args:
+        weight: The layer's weight, filters first.
+        module: The layer, which tells a transposed convolution from an ordinary one.
+
+    Returns:
+        ``norm`` ‖W‖_F, ``spectral_norm`` ‖W‖_2 and ``orthonormality`` ‖WᵀW − I‖_F, 0-d, float64. WᵀW − I has at least
+        the norm √(fan_out − fan_in) where there are more filters than dimensions.
+    """
+    filters = filter_matrix(weight, module)
+    m, n = filters.shape
+    small = gram(filters)
+    norm = torch.linalg.vector_norm(filters)
+    if m <= n:
+        small_minus_identity = small.clone()
+        small_minus_identity.diagonal().sub_(1)
+        orthonormality = torch.linalg.vector_norm(small_minus_identity)
+    else:  # the same number from the smaller Gram matrix
+        squared = small.square().sum() - 2 * norm.square() + m
+        orthonormality = squared.clamp_min(0).sqrt()
+    return {
+        "norm": norm,
+        "spectral_norm": spectral_norm(filters, small),
+        "orthonormality": orthonormality,
+    }
+
+
+@weight.also(units={"update_ratio": "1"}, reduce={"update_ratio": "max"})
+def weight_update(weight: torch.Tensor, update: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Relative size of the step, ‖ΔW‖_F / ‖W‖_F with W before the step."""
+    return {"update_ratio": frobenius_norm(update) / frobenius_norm(weight)}

@@ -1,0 +1,296 @@
+"""Recorder: when to measure, rows on the device, one transfer per flush, and the handle that the user holds."""
+
+import atexit
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+import torch
+
+from propkit.background import Inline, Worker
+from propkit.curves import Curves
+from propkit.flush import write_flush
+from propkit.layout import Layout
+from propkit.notices import say
+from propkit.probe import Measurement
+from propkit.rows import Observation, Row, events, make_row
+from propkit.schedules import Schedule
+from propkit.schema import Group
+from propkit.taps import Key, Place
+
+if TYPE_CHECKING:
+    from propkit.store import Run
+    from propkit.writer import Writer
+
+FLUSH_ROWS = 64
+FLUSH_SECONDS = 10.0
+
+
+class Hooks(Protocol):
+    """What the recorder needs of the hooks on the model (see `propkit.taps.Taps`)."""
+
+    places: dict[tuple[str, int], Place]
+
+    def install(self, probes: frozenset[str]) -> None:
+        """Measure these probes from now on."""
+
+    def remove(self) -> None:
+        """Take out every hook."""
+
+    def finish_step(self) -> None:
+        """Measure what the step changed."""
+
+    def stop_discovering(self) -> None:
+        """The places are known."""
+
+
+class Recorder:
+    """Handle of a recording: made by `propkit.attach`, ended by `detach` or by leaving its ``with`` block.
+
+    Attributes:
+        steps: Number of optimiser steps completed since `propkit.attach`.
+    """
+
+    def __init__(
+        self,
+        writer: "Writer",
+        layout: Layout,
+        schedules: Mapping[str, Schedule],
+        open_run: Callable[[], "Run"],
+        *,
+        in_memory: bool,
+        notes: list[str],
+    ) -> None:
+        self.steps = 0
+        self._writer = writer
+        self._layout = layout
+        self._schedules = dict(schedules)
+        self._open_run = open_run
+        self._worker: Worker | Inline = Inline() if in_memory else Worker("propkit-writer")
+        self._hooks: Hooks | None = None
+        self._stop_listening: Callable[[], None] = lambda: None
+        self._steps_found_by: Callable[[], str | None] = lambda: None
+        self._active: frozenset[str] = frozenset()
+        self._observed: list[Observation] = []
+        self._rows: list[Row] = []
+        self._curves = Curves()
+        self._notes = notes
+        self._faults: dict[str, str] = {}
+        self._flushed = time.monotonic()
+        self._process = os.getpid()
+        self._detached = False
+        atexit.register(self._at_exit)
+
+    # -- what the user calls ------------------------------------------------------------------------------------
+
+    @property
+    def run(self) -> "Run":
+        """The run as recorded up to the last completed step; asking for it writes what is still buffered."""
+        if not self._detached:
+            self._flush()
+            self._worker.drain()
+            self._check_worker()
+        return self._open_run()
+
+    def log(self, *, step: int | None = None, **scalars: float | torch.Tensor) -> None:
+        """Record training curves, without waiting for the device.
+
+        Args:
+            step: Step that the values belong to. By default the step under way if `log` is called before
+                ``optimizer.step()``, or the one just completed if it is called after; the first call decides
+                which of the two the loop does.
+            **scalars: Numbers or tensors of one element, such as ``loss=loss``.
+
+        Raises:
+            TypeError: A value is neither a number nor a tensor of one element.
+            ValueError: `step` lies before one that is written already.
+        """
+        if not self._detached:
+            self._curves.add(self.steps, step, scalars)
+
+    def end_step(self) -> None:
+        """End a step; called after each optimiser step that was found."""
+        if self._detached:
+            return
+        if self._active and self._hooks is not None:
+            self._hooks.finish_step()
+            if self._observed:
+                self._rows.append(make_row(self.steps, self._observed))
+                self._observed = []
+            elif not self._rows and not self._layout.reductions:
+                self._note(
+                    f"step {self.steps} was to be measured, but no observed module ran in it: is the attached model "
+                    "(and no copy or compiled version of it) the one that is trained?"
+                )
+        self.steps += 1
+        self._begin_step()
+        due = len(self._rows) + len(self._curves)
+        if due and (due >= FLUSH_ROWS or time.monotonic() - self._flushed > FLUSH_SECONDS):
+            self._flush()
+            self._check_worker()
+
+    def step(self) -> None:
+        """Say that a training step is complete, in a loop without a `torch.optim` optimiser.
+
+        Raises:
+            RuntimeError: The steps of an optimiser have been found, so every step would be counted twice.
+        """
+        found = self._steps_found_by()
+        if found is not None:
+            raise RuntimeError(
+                f"the steps of {found} have been found by themselves; recorder.step() is for loops without a "
+                "torch.optim optimiser"
+            )
+        self.end_step()
+
+    def detach(self) -> None:
+        """Take all hooks out of the model and end the run as complete. Calling it again does nothing."""
+        self._close("complete")
+
+    remove = detach
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._close("complete")
+        elif issubclass(kind, KeyboardInterrupt):
+            self._close("interrupted", "KeyboardInterrupt")
+        else:
+            self._close("failed", f"{kind.__name__}: {error}"[:500])
+
+    def __repr__(self) -> str:
+        state = "detached" if self._detached else f"recording {', '.join(self._schedules)}"
+        return f"<propkit.Recorder: {state}, step {self.steps}>"
+
+    # -- what the hooks call ------------------------------------------------------------------------------------
+
+    def receive(
+        self, key: Key, measurement: Measurement, value: torch.Tensor, weight: float, origin: int
+    ) -> None:
+        """Take one value of the step under way."""
+        self._observed.append(
+            Observation(self._layout.slot(key, measurement), value, weight, origin)
+        )
+
+    def fault(self, probe: str, error: Exception) -> None:
+        """Note that a probe failed; training and the other probes go on."""
+        text = f"{type(error).__name__}: {error}"
+        self._faults[probe] = f"step {self.steps}: {text}"
+        say(f"probe {probe!r} failed at step {self.steps} and is off from now on: {text}")
+
+    def broken(self, error: Exception) -> None:
+        """End the recording after a fault of propkit's own; training goes on."""
+        say(
+            f"recording ended at step {self.steps} by a fault in propkit: {type(error).__name__}: {error}"
+        )
+        self._close("failed", f"{type(error).__name__}: {error}"[:500])
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def start(
+        self, hooks: Hooks, stop_listening: Callable[[], None], found: Callable[[], str | None]
+    ) -> None:
+        """Begin with step 0."""
+        self._hooks = hooks
+        self._stop_listening = stop_listening
+        self._steps_found_by = found
+        self._begin_step()
+
+    def _begin_step(self) -> None:
+        due = frozenset(name for name, when in self._schedules.items() if when(self.steps))
+        if due != self._active and self._hooks is not None:
+            self._hooks.install(due)
+        self._active = due
+
+    def _note(self, text: str) -> None:
+        if text not in self._notes:
+            self._notes.append(text)
+            say(text)
+
+    def _flush(self) -> None:
+        """Hand what is buffered to the writer; the only transfer from the device."""
+        self._flushed = time.monotonic()
+        groups: list[Group] = []
+        if self._rows and self._hooks is not None:
+            groups = self._layout.new_groups(self._hooks.places)
+            self._hooks.stop_discovering()
+            for key in self._layout.strays():
+                self._note(
+                    f"{key.site} (call {key.call}) first gave {key.probe} after the columns were fixed: left out"
+                )
+        rows, self._rows = self._rows, []
+        # The curves of the step under way may still grow.
+        curves, new_curves = self._curves.take(None if self._detached else self.steps)
+        if new_curves is not None:
+            groups.append(new_curves)
+        if not (rows or curves.steps or groups):
+            return
+        self._worker.put(
+            functools.partial(
+                write_flush,
+                self._writer,
+                groups,
+                self._layout.plan(),
+                rows,
+                curves,
+                events(rows),
+                {
+                    "notes": list(self._notes),
+                    "faults": dict(self._faults),
+                    "heartbeat": time.time(),
+                },
+            )
+        )
+
+    def _check_worker(self) -> None:
+        error = self._worker.error
+        if error is not None and not self._detached:
+            say(
+                f"recording ended at step {self.steps}: the run cannot be written ({type(error).__name__}: {error})"
+            )
+            self._close("failed", f"{type(error).__name__}: {error}"[:500])
+
+    def _close(self, state: str, reason: str = "") -> None:
+        if (
+            self._detached or os.getpid() != self._process
+        ):  # a forked data loader's copy is not ours to close
+            return
+        self._detached = True
+        atexit.unregister(self._at_exit)
+        self._stop_listening()
+        if self._hooks is not None:
+            self._hooks.remove()
+        self._flush()
+        self._worker.stop()
+        failure = self._worker.error
+        try:
+            if failure is None:
+                self._writer.update(notes=list(self._notes), faults=dict(self._faults))
+            self._writer.close(
+                state if failure is None else "failed", reason or (str(failure) if failure else "")
+            )
+        except OSError as error:
+            say(
+                f"the run could not be closed ({type(error).__name__}: {error}); what was committed before is readable"
+            )
+        self._observed.clear()
+
+    def _at_exit(self) -> None:
+        error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+        if error is None:
+            self._close("complete")
+        elif isinstance(error, KeyboardInterrupt):
+            self._close("interrupted", "KeyboardInterrupt")
+        else:
+            self._close("failed", f"{type(error).__name__}: {error}"[:500])

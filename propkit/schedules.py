@@ -1,0 +1,56 @@
+"""When to measure: functions ``step -> bool``."""
+
+from collections.abc import Callable
+
+Schedule = Callable[[int], bool]
+
+
+def every(n: int) -> Schedule:
+    """Steps 0, n, 2n, ...
+
+    >>> [step for step in range(7) if every(3)(step)]
+    [0, 3, 6]
+    """
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise ValueError(f"every={n!r}: expected a number of steps >= 1 or a function step -> bool")
+    return lambda step: step % n == 0
+
+
+def log_spaced(per_decade: int = 10) -> Schedule:
+    """About `per_decade` steps in each factor of ten, for long runs: dense at the start, where most happens.
+
+    >>> [step for step in range(101) if log_spaced(4)(step)]
+    [0, 1, 2, 4, 6, 10, 18, 32, 57, 100]
+    """
+    if per_decade < 1:
+        raise ValueError(f"per_decade={per_decade!r}: expected at least 1")
+
+    def due(step: int) -> bool:
+        if step < 2:
+            return True
+        return _mark(step, per_decade) > _mark(step - 1, per_decade)
+
+    return due
+
+
+def _mark(step: int, per_decade: int) -> int:
+    """Largest k whose mark, 10^(k/per_decade) rounded up, is at most `step`."""
+    k = int(per_decade * len(str(step)))
+    while _ceil_power(k, per_decade) > step:
+        k -= 1
+    return k
+
+
+def _ceil_power(k: int, per_decade: int) -> int:
+    value = 10 ** (k / per_decade)
+    nearest = round(value)
+    return nearest if abs(value - nearest) < 1e-9 * value else int(value) + 1
+
+
+def as_schedule(when: int | Schedule) -> Schedule:
+    """A schedule from a period or a schedule.
+
+    Raises:
+        ValueError: Neither a period >= 1 nor a function.
+    """
+    return when if callable(when) else every(when)

@@ -1,0 +1,177 @@
+"""Which modules are observed, and what kind of site each is."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from propkit.probe import Probe
+
+_FILTERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear)
+_PARAMETRIC = (
+    *_FILTERS,
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.MultiheadAttention,
+)
+ROOT = "(model)"
+"""Site name of the model itself, whose qualified name is empty."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place of observation: a module under its qualified name, with the probes that apply there."""
+
+    name: str
+    module: nn.Module
+    probes: tuple[Probe, ...]
+
+
+def is_kind(module: nn.Module, kind: str) -> bool:
+    """Whether a module is a ``"parametric"`` site, one with ``"filters"``, or a ``"layer"``.
+
+    Parametric: PyTorch's convolutions, linear layers, embeddings, recurrent layers and multi-head attention, and any
+    module without children that has a parameter of at least two dimensions. Filters: convolutions and linear
+    layers, whose weight is a bank of filters. Layer: parametric ones and the nonlinearities of `torch.nn`.
+    """
+    if kind == "filters":
+        return isinstance(module, _FILTERS)
+    parametric = isinstance(module, _PARAMETRIC) or (
+        next(module.children(), None) is None
+        and any(_dims(p) >= 2 for p in module.parameters(recurse=False))
+    )
+    if kind == "parametric":
+        return parametric
+    if kind == "layer":
+        return parametric or (
+            type(module).__module__ == "torch.nn.modules.activation"
+            and not isinstance(module, nn.MultiheadAttention)
+        )
+    raise ValueError(f"unknown kind of site: {kind!r}")
+
+
+def find_sites(
+    model: nn.Module,
+    probes: Iterable[Probe],
+    include: str | None = None,
+    exclude: str | None = None,
+    blocks: str | None = None,
+) -> tuple[list[Site], list[str]]:
+    """The sites of `model` in the order of ``named_modules()``, and remarks on what was left out.
+
+    Patterns match the whole qualified name (``re.fullmatch``). `include` and `exclude` select among layers, `blocks`
+    names the modules that are seen as one map; without `blocks`, probes of blocks observe parametric layers.
+
+    Raises:
+        ValueError: A pattern is no regular expression or matches no module, or nothing is left to observe.
+    """
+    names = [name or ROOT for name, _ in model.named_modules()]
+    included = _match("include", include, names) if include is not None else set(names)
+    excluded = _match("exclude", exclude, names) if exclude is not None else set()
+    block_names = _match("blocks", blocks, names) if blocks is not None else set()
+    probes = list(probes)
+    remarks: list[str] = []
+    sites: list[Site] = []
+    counts = dict.fromkeys((p.name for p in probes), 0)
+    for name, module in model.named_modules():
+        name = name or ROOT
+        if name in excluded:
+            continue
+        if isinstance(module, torch.jit.ScriptModule):
+            if name in included:
+                remarks.append(
+                    f"{name}: a TorchScript module runs no Python hooks, so nothing is recorded there"
+                )
+            continue
+        here = tuple(
+            p
+            for p in probes
+            if _applies(p, name, module, included, block_names, blocks is not None)
+        )
+        for p in here:
+            counts[p.name] += 1
+        if here:
+            sites.append(Site(name, module, here))
+    remarks.extend(
+        f"probe {p.name!r} has no site: no selected module is of kind {p.sites!r}"
+        for p in probes
+        if not counts[p.name]
+    )
+    if not sites:
+        raise ValueError(
+            f"nothing to observe in {type(model).__name__}: {'; '.join(remarks) or 'no probes were given'}"
+        )
+    return sites, remarks
+
+
+def _applies(
+    p: Probe, name: str, module: nn.Module, included: set[str], blocks: set[str], has_blocks: bool
+) -> bool:
+    if p.sites == "block":
+        if has_blocks:
+            return name in blocks
+        return name in included and is_kind(module, "parametric")
+    if name not in included:
+        return False
+    test: Callable[[nn.Module], bool] | str = p.sites
+    return is_kind(module, test) if isinstance(test, str) else bool(test(module))
+
+
+def _match(argument: str, pattern: str, names: list[str]) -> set[str]:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{argument}={pattern!r} is not a regular expression: {error}") from error
+    found = {name for name in names if compiled.fullmatch(name)}
+    if not found:
+        shown = ", ".join(names[1:9]) + (", ..." if len(names) > 9 else "")
+        raise ValueError(
+            f"{argument}={pattern!r} matches no module. It is a regular expression for the whole name; "
+            f"the model's names are like {shown} (see model.named_modules())"
+        )
+    return found
+
+
+def weight_of(module: nn.Module) -> torch.Tensor | None:
+    """The module's weight (its first parameter with two or more dimensions where it has no ``weight``), detached.
+
+    Reading a parametrised weight can change state (a spectral norm's power iteration), so its parametrisations are in
+    evaluation mode while it is read.
+    """
+    parametrizations = getattr(module, "parametrizations", None)
+    if parametrizations is not None and "weight" in parametrizations:
+        modes = [(m, m.training) for m in parametrizations["weight"].modules()]
+        parametrizations["weight"].eval()
+        try:
+            return module.weight.detach()  # type: ignore[operator]  # nn.Module's attributes are untyped
+        finally:
+            for m, mode in modes:
+                m.training = mode
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, torch.Tensor) and _dims(weight) >= 2:
+        return weight.detach()
+    for parameter in module.parameters(recurse=False):
+        if _dims(parameter) >= 2:
+            return parameter.detach()
+    return None
+
+
+def fans(module: nn.Module) -> tuple[int, int]:
+    """``(fan_in, fan_out)`` as the papers use them: length of a filter and number of filters; (0, 0) without weight."""
+    weight = weight_of(module)
+    if weight is None:
+        return 0, 0
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        filters = weight.shape[1] * module.groups
+        return weight.numel() // filters, filters
+    return weight[0].numel(), weight.shape[0]
+
+
+def _dims(parameter: torch.Tensor) -> int:
+    if nn.parameter.is_lazy(parameter):
+        return 2  # a lazy layer before its first forward: its weight will be a matrix or a kernel
+    return parameter.ndim

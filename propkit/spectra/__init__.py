@@ -1,0 +1,1 @@
+"""The mathematics of spectra, usable without any model."""
