@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from propkit.blocks import find_blocks
 from propkit.layout import Layout
 from propkit.notices import say
 from propkit.probe import Probe
@@ -65,7 +66,8 @@ def attach(
             by probe name (``{"error_moment": 1, "weight": 100}``; probes not named are measured every step).
         include: Regular expression for the whole qualified name of the layers to observe.
         exclude: The same for modules to leave out.
-        blocks: The same for modules to see as one map, whose gradient norms are measured at both ends.
+        blocks: The same for modules to see as one map, whose gradient norms are measured at both ends; by default
+            the blocks that `propkit.blocks.find_blocks` finds, or else the parametric layers.
         optimizer: The optimiser whose steps count, where several hold the model's parameters.
         label: Short name of the run for legends.
         config: What the run should remember of your configuration (JSON-able).
@@ -88,7 +90,9 @@ def attach(
         )
     found = find_probes(probes)
     schedules = _schedules(every, [p.name for p in found])
-    sites, notes = find_sites(model, found, include, exclude, blocks)
+    sites, notes = find_sites(
+        model, found, include, exclude, find_blocks(model) if blocks is None else blocks
+    )
     if probes is not None:
         for note in notes:
             say(note)

@@ -1,7 +1,7 @@
 """Which modules are observed, and what kind of site each is."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -59,12 +59,13 @@ def find_sites(
     probes: Iterable[Probe],
     include: str | None = None,
     exclude: str | None = None,
-    blocks: str | None = None,
+    blocks: str | Collection[str] | None = None,
 ) -> tuple[list[Site], list[str]]:
     """The sites of `model` in the order of ``named_modules()``, and remarks on what was left out.
 
     Patterns match the whole qualified name (``re.fullmatch``). `include` and `exclude` select among layers, `blocks`
-    names the modules that are seen as one map; without `blocks`, probes of blocks observe parametric layers.
+    (a pattern, or the names themselves) says which modules are seen as one map; where it is None or empty, probes of
+    blocks observe parametric layers.
 
     Raises:
         ValueError: A pattern is no regular expression or matches no module, or nothing is left to observe.
@@ -72,7 +73,9 @@ def find_sites(
     names = [name or ROOT for name, _ in model.named_modules()]
     included = _match("include", include, names) if include is not None else set(names)
     excluded = _match("exclude", exclude, names) if exclude is not None else set()
-    block_names = _match("blocks", blocks, names) if blocks is not None else set()
+    if isinstance(blocks, str):
+        blocks = _match("blocks", blocks, names)
+    block_names = set(blocks or ())
     probes = list(probes)
     remarks: list[str] = []
     sites: list[Site] = []
@@ -87,11 +90,7 @@ def find_sites(
                     f"{name}: a TorchScript module runs no Python hooks, so nothing is recorded there"
                 )
             continue
-        here = tuple(
-            p
-            for p in probes
-            if _applies(p, name, module, included, block_names, blocks is not None)
-        )
+        here = tuple(p for p in probes if _applies(p, name, module, included, block_names))
         for p in here:
             counts[p.name] += 1
         if here:
@@ -108,11 +107,9 @@ def find_sites(
     return sites, remarks
 
 
-def _applies(
-    p: Probe, name: str, module: nn.Module, included: set[str], blocks: set[str], has_blocks: bool
-) -> bool:
+def _applies(p: Probe, name: str, module: nn.Module, included: set[str], blocks: set[str]) -> bool:
     if p.sites == "block":
-        if has_blocks:
+        if blocks:
             return name in blocks
         return name in included and is_kind(module, "parametric")
     if name not in included:

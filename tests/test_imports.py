@@ -78,7 +78,7 @@ def test_no_file_imports_what_its_place_forbids(where: str, forbidden: set[str])
 
 
 FLOW = set(
-    "__init__ __main__ experiment sites probe registry attach taps signals steps provenance recorder layout flush "
+    "__init__ __main__ experiment sites probe registry attach taps signals steps provenance blocks recorder layout flush "
     "curves rows background notices schedules schema store writer memory measure probes spectra derived figures "
     "training models data recipes testing".split()
 )

@@ -1,0 +1,45 @@
+"""Finding a network's blocks, the modules that are seen as one map x_l -> x_{l+1}, without being told."""
+
+import re
+from collections.abc import Iterator
+
+from torch import nn
+
+from propkit.sites import is_kind
+
+_NAMED_LIKE_A_BLOCK = re.compile(r"(Block|Bottleneck|Layer|Unit|Cell|Stage)\w*$|^(Block|Layer)")
+
+
+def find_blocks(model: nn.Module) -> list[str]:
+    """Qualified names of the model's blocks, in the order of ``named_modules()``; empty if there are none.
+
+    A block is a repeated building stone of a common layout (torchvision's ``layer1.0``, timm's ``stages.0.blocks.1``,
+    transformers' ``encoder.layer.3``): a module with its own ``forward``, numbered within a Sequential or a
+    ModuleList, that holds at least two parametric layers. Where such modules are nested, those whose class is named
+    like a block (…Block, …Layer, Bottleneck, …) and that hold no other one of these are taken: the blocks of a stage
+    rather than the stage, the layer of a mixture of experts rather than its experts.
+
+    Args:
+        model: Any module.
+    """
+    candidates = dict(_candidates(model))
+    if not candidates:
+        return []
+    named = {n: m for n, m in candidates.items() if _NAMED_LIKE_A_BLOCK.search(type(m).__name__)}
+    pool = named or candidates
+    return [name for name in pool if not any(other.startswith(f"{name}.") for other in pool)]
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    containers = {
+        name for name, m in model.named_modules() if isinstance(m, (nn.Sequential, nn.ModuleList))
+    }
+    for name, module in model.named_modules():
+        parent, _, last = name.rpartition(".")
+        if (
+            last.isdigit()
+            and parent in containers
+            and not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+            and sum(is_kind(m, "parametric") for m in module.modules()) >= 2
+        ):
+            yield name, module
