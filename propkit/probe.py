@@ -47,12 +47,16 @@ class Measurement:
         reduce: How values of one step are combined over micro-batches, calls and ranks: ``mean`` (weighted
             by the number of elements of the first signal), ``sum``, ``norm`` (root of the sum of
             squares), ``max`` or ``min``; or a dict by variable name.
+        degree: Power with which the values grow with the loss (1 for a gradient's norm, 2 for its mean square):
+            values of a scaled loss are divided by that power of the scale. None: the gradient itself is divided before
+            the function sees it, which costs a copy.
     """
 
     function: Function
     signals: tuple[str, ...]
     units: str | Mapping[str, str] = "1"
     reduce: Reduction | Mapping[str, Reduction] = "mean"
+    degree: int | None = None
 
     def describe(self, variable: str) -> tuple[str, Reduction, str]:
         """Units, reduction and one-line description of one of the function's variables."""
@@ -98,6 +102,7 @@ class Probe:
         *,
         units: str | Mapping[str, str] = "1",
         reduce: Reduction | Mapping[str, Reduction] = "mean",
+        degree: int | None = None,
     ) -> Callable[[Function], Function]:
         """Decorator that adds a function of other signals to the same group.
 
@@ -106,7 +111,7 @@ class Probe:
         """
 
         def add(function: Function) -> Function:
-            self.measurements.append(_measurement(function, units, reduce))
+            self.measurements.append(_measurement(function, units, reduce, degree))
             return function
 
         return add
@@ -122,6 +127,7 @@ def probe(
     sites: str | Callable[[nn.Module], bool] = ...,
     units: str | Mapping[str, str] = ...,
     reduce: Reduction | Mapping[str, Reduction] = ...,
+    degree: int | None = ...,
     reference: str = ...,
     name: str | None = ...,
 ) -> Callable[[Function], Probe]: ...
@@ -134,6 +140,7 @@ def probe(
     sites: str | Callable[[nn.Module], bool] = "parametric",
     units: str | Mapping[str, str] = "1",
     reduce: Reduction | Mapping[str, Reduction] = "mean",
+    degree: int | None = None,
     reference: str = "",
     name: str | None = None,
 ) -> Probe | Callable[[Function], Probe]:
@@ -147,6 +154,7 @@ def probe(
             layers and nonlinearities), ``"block"``, or a predicate on modules.
         units: Units, ``"1"`` for pure numbers; a dict by variable where the function returns a dict.
         reduce: How the values of one step are combined; see `Measurement`.
+        degree: Power with which they grow with the loss; see `Measurement`.
         reference: Paper and equation that define the quantity.
         name: Name of the probe, the function's by default.
 
@@ -158,7 +166,7 @@ def probe(
         raise ValueError(f"sites={sites!r}: expected one of {KINDS} or a predicate on modules")
 
     def make(function: Function) -> Probe:
-        measurement = _measurement(function, units, reduce)
+        measurement = _measurement(function, units, reduce, degree)
         return Probe(name or function.__name__, sites, reference, [measurement])
 
     return make if function is None else make(function)
@@ -168,6 +176,7 @@ def _measurement(
     function: Function,
     units: str | Mapping[str, str],
     reduce: Reduction | Mapping[str, Reduction],
+    degree: int | None,
 ) -> Measurement:
     signals = tuple(inspect.signature(function).parameters)
     unknown = [s for s in signals if s not in SIGNALS]
@@ -184,4 +193,4 @@ def _measurement(
     for rule in [reduce] if isinstance(reduce, str) else reduce.values():
         if rule not in get_args(Reduction):
             raise ValueError(f"reduce={rule!r}: expected one of {get_args(Reduction)}")
-    return Measurement(function, signals, units, reduce)
+    return Measurement(function, signals, units, reduce, degree)

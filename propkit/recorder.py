@@ -15,6 +15,7 @@ from propkit.background import Inline, Worker
 from propkit.curves import Curves
 from propkit.flush import write_flush
 from propkit.layout import Layout
+from propkit.loss_scale import LossScale
 from propkit.notices import say
 from propkit.probe import Measurement
 from propkit.rows import Observation, Row, events, make_row
@@ -64,6 +65,7 @@ class Recorder:
         *,
         in_memory: bool,
         notes: list[str],
+        loss_scale: LossScale | None = None,
     ) -> None:
         self.steps = 0
         self._writer = writer
@@ -79,6 +81,7 @@ class Recorder:
         self._rows: list[Row] = []
         self._curves = Curves()
         self._notes = notes
+        self._loss_scale = loss_scale or LossScale()
         self._faults: dict[str, str] = {}
         self._flushed = time.monotonic()
         self._process = os.getpid()
@@ -182,6 +185,10 @@ class Recorder:
         self._observed.append(
             Observation(self._layout.slot(key, measurement), value, weight, origin)
         )
+
+    def loss_scale(self) -> torch.Tensor | None:
+        """What the loss of the running backward pass is multiplied by."""
+        return self._loss_scale.current()
 
     def fault(self, probe: str, error: Exception) -> None:
         """Note that a probe failed; training and the other probes go on."""

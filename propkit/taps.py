@@ -48,6 +48,9 @@ class Receiver(Protocol):
     ) -> None:
         """One value of one call: 0-d, on the model's device."""
 
+    def loss_scale(self) -> torch.Tensor | None:
+        """What the loss of the running backward pass is multiplied by, 0-d on any device; None for 1."""
+
     def fault(self, probe: str, error: Exception) -> None:
         """A probe failed and is measured no more."""
 
@@ -243,7 +246,7 @@ class _SiteTap:
                     arguments[name] = weight
             elements = next((t.numel() for n, t in signals.items() if n in _OF_A_CALL), 1)
             with torch.no_grad(), _no_autocast():
-                values = m.function(**arguments)
+                values = _unscaled(m, arguments, self.taps.receiver)
             if not isinstance(values, dict):
                 values = {m.function.__name__: values}
             for variable, value in values.items():
@@ -328,6 +331,24 @@ class _Hook:
             contextlib.nullcontext(),
             "__exit__",
         )  # takes anything, returns None, needs no propkit
+
+
+def _unscaled(m: Measurement, arguments: dict[str, Any], receiver: Receiver) -> Any:
+    """The function's values, without the scale of the loss (gradients of a scaled loss are scaled like it)."""
+    gradients = [name for name in m.signals if name.startswith("grad_")]
+    scale = receiver.loss_scale() if gradients else None
+    if scale is None:
+        return m.function(**arguments)
+    if m.degree is None:
+        for name in gradients:
+            grad = arguments[name]
+            exact = grad.float() if grad.dtype in (torch.float16, torch.bfloat16) else grad
+            arguments[name] = exact / scale.to(grad.device)
+        return m.function(**arguments)
+    values = m.function(**arguments)
+    if not isinstance(values, dict):
+        return values / scale.to(values.device, values.dtype) ** m.degree
+    return {k: v / scale.to(v.device, v.dtype) ** m.degree for k, v in values.items()}
 
 
 def _no_autocast() -> Any:

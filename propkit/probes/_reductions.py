@@ -14,7 +14,7 @@ def square_sum(x: torch.Tensor) -> torch.Tensor:
     """
     dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None
     blocks, rest = _blocks(x)
-    result = torch.linalg.vector_norm(rest, dtype=dtype).to(wide(x)).square()
+    result: torch.Tensor = torch.linalg.vector_norm(rest, dtype=dtype).to(wide(x)).square()
     if len(blocks):
         norms = torch.linalg.vector_norm(blocks, dim=1, dtype=dtype).to(wide(x))
         result = result + torch.dot(norms, norms)

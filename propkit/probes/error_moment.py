@@ -9,6 +9,7 @@ from propkit.probes._reductions import mean_square
 @probe(
     sites="parametric",
     units={"output": "loss^2/output^2"},
+    degree=2,
     reference="arXiv:1703.01827, Sec. 5.2, Figs. 3-4",
 )
 def error_moment(grad_output: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -26,7 +27,7 @@ def error_moment(grad_output: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"output": mean_square(grad_output)}
 
 
-@error_moment.also(units={"input": "loss^2/input^2"})
+@error_moment.also(units={"input": "loss^2/input^2"}, degree=2)
 def error_moment_at_input(grad_input: torch.Tensor) -> dict[str, torch.Tensor]:
     """Mean square of the error at the layer's input, q = mean(δ²).
 

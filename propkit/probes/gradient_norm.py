@@ -10,6 +10,7 @@ from propkit.probes._reductions import frobenius_norm
     sites="block",
     units={"output": "loss/output"},
     reduce={"output": "norm"},
+    degree=1,
     reference="arXiv:1805.07477, Sec. 4.1",
 )
 def gradient_norm(grad_output: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -26,7 +27,7 @@ def gradient_norm(grad_output: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"output": frobenius_norm(grad_output)}
 
 
-@gradient_norm.also(units={"input": "loss/input"}, reduce={"input": "norm"})
+@gradient_norm.also(units={"input": "loss/input"}, reduce={"input": "norm"}, degree=1)
 def gradient_norm_at_input(grad_input: torch.Tensor) -> dict[str, torch.Tensor]:
     """Frobenius norm of the gradient at the block's input, its skip connection and its branch together."""
     return {"input": frobenius_norm(grad_input)}

@@ -1,0 +1,79 @@
+"""The scale of the loss: what a gradient scaler multiplies it by, so that recorded errors carry none of it."""
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.amp.grad_scaler import GradScaler
+
+
+class LossScale:
+    """The scale of the losses of a training.
+
+    Args:
+        scaler: The training's gradient scaler. None: the only enabled one in the process is looked for when the first
+            gradient arrives.
+        note: Told when there are several to choose from.
+    """
+
+    def __init__(
+        self, scaler: GradScaler | None = None, note: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._scaler = scaler
+        self._looked = scaler is not None
+        self._note = note
+        self._restore: Callable[[], None] = lambda: None
+        self._on_update: Callable[[], None] | None = None
+
+    def current(self) -> torch.Tensor | None:
+        """The scale, 0-d on the scaler's device; None for 1. The device is not waited for."""
+        if not self._looked:
+            self._looked = True
+            self._scaler = self._find()
+            self._listen()
+        if self._scaler is None:
+            return None
+        scale: torch.Tensor | None = self._scaler._scale
+        return scale
+
+    def on_update(self, callback: Callable[[], None]) -> None:
+        """Call `callback` after each ``scaler.update()``, the end of a step whether it was skipped or not."""
+        self._on_update = callback
+        self._listen()
+
+    def remove(self) -> None:
+        """Leave the scaler as it was."""
+        self._restore()
+        self._restore = lambda: None
+        self._on_update = None
+
+    def _listen(self) -> None:
+        scaler, callback = self._scaler, self._on_update
+        if scaler is None or callback is None:
+            return
+        update = scaler.update
+
+        def watched(*args: Any, **kwargs: Any) -> None:
+            update(*args, **kwargs)
+            if self._on_update is not None:
+                self._on_update()
+
+        scaler.update = watched  # type: ignore[method-assign]  # on this instance only
+
+        def restore() -> None:
+            if scaler.__dict__.get("update") is watched:
+                del scaler.__dict__["update"]
+
+        self._restore = restore
+
+    def _find(self) -> GradScaler | None:
+        # By type(): isinstance would ask lazy objects for their __class__, which wakes them.
+        every = (o for o in gc.get_objects() if issubclass(type(o), GradScaler))
+        found = [scaler for scaler in every if scaler.is_enabled()]
+        if len(found) > 1:
+            self._note(
+                f"{len(found)} gradient scalers are in use, so recorded errors keep the scale of the loss: say which "
+                "is this training's by attach(..., scaler=...)"
+            )
+        return found[0] if len(found) == 1 else None
