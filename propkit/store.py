@@ -1,0 +1,282 @@
+"""Reading a run: `open` a store, also while it is being written, and look at it with xarray."""
+
+import html
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from propkit.attributes import to_json
+from propkit.memory import MemoryWriter
+from propkit.root import local, read_root
+from propkit.schema import LOG, SITE, STATES, STEP
+from propkit.table import STEP_ATTRIBUTES, TEXT, Rows
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+DIED = "died"
+"""What `Run.state` says of a run whose process is gone without having closed it."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a group holds, as far as it is known without reading rows.
+
+    Attributes:
+        rows: Number of steps recorded.
+        sites: Number of sites, None where the group has no ``site`` dimension.
+        variables: Names of the variables over ``step``.
+        last_step: The last step recorded, None before the first.
+    """
+
+    rows: int
+    sites: int | None
+    variables: tuple[str, ...]
+    last_step: int | None
+
+    def __str__(self) -> str:
+        dims = f"step: {self.rows}" + ("" if self.sites is None else f", site: {self.sites}")
+        last = "no rows yet" if self.last_step is None else f"last step {self.last_step}"
+        return f"({dims}) {', '.join(self.variables)}; {last}"
+
+
+class MissingGroupError(KeyError):
+    """A run has no such group; unlike KeyError's, the message is printed as it is."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Run:
+    """A run as it was when it was opened: one xarray.Dataset per probe, and the root attributes.
+
+    Of a store, values are read when they are used. A run that is still being written grows on;
+    `refresh` gives it as it is by then. Made by `propkit.open` and by `Recorder.run`.
+
+    Attributes:
+        path: The store's directory, None for a run in memory.
+        attributes: Root attributes: versions, command, configuration, seed, model, device, state...
+        contents: Group name -> what it holds.
+    """
+
+    def __init__(
+        self,
+        attributes: Mapping[str, Any],
+        contents: Mapping[str, Contents],
+        read: Callable[[str], "xr.Dataset"],
+        renew: Callable[[], "Run"],
+        path: Path | None = None,
+    ) -> None:
+        self.path = path
+        self.attributes = dict(attributes)
+        self.contents = dict(contents)
+        self._read = read
+        self._renew = renew
+
+    @classmethod
+    def from_memory(cls, writer: MemoryWriter) -> "Run":
+        """The run that a `MemoryWriter` holds, as of its last commit; its arrays are read-only."""
+        snapshot = writer.snapshot
+        last = _last_steps(snapshot.attributes)
+        contents = {
+            name: Contents(
+                len(rows.step),
+                rows.group.width if rows.group.coords else None,
+                tuple(rows.columns),
+                last.get(name),
+            )
+            for name, rows in snapshot.tables.items()
+        }
+        return cls(
+            snapshot.attributes,
+            contents,
+            lambda group: _dataset(snapshot.tables[group]),
+            lambda: cls.from_memory(writer),
+        )
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups: the probes that were recorded, and ``log`` for training curves."""
+        return tuple(self.contents)
+
+    @property
+    def state(self) -> str:
+        """``running``, ``complete``, ``interrupted``, ``failed``, or ``died``.
+
+        The store cannot say the last: the process ended without closing the run (killed, out of
+        memory, crashed). It is known on the machine where the process ran, unless its number was
+        given to another process since; elsewhere such a run counts as running.
+        """
+        state = str(self.attributes.get("state", ""))
+        here = self.attributes.get("host") == socket.gethostname()
+        if state == STATES[0] and here and not _alive(int(self.attributes.get("pid", 0))):
+            return DIED
+        return state
+
+    @property
+    def label(self) -> str:
+        """Short name for legends: the attribute ``label``, else the name of the store."""
+        name = self.path.name.removesuffix(".zarr") if self.path else "run"
+        return str(self.attributes.get("label") or name)
+
+    @property
+    def tree(self) -> "xr.DataTree":
+        """All groups as one tree, with the run's attributes at the root."""
+        import xarray as xr
+
+        root = xr.Dataset(attrs=self.attributes)
+        return xr.DataTree.from_dict({"/": root, **{name: self[name] for name in self}})
+
+    def refresh(self) -> "Run":
+        """The run as it is now; this one stays what it was."""
+        return self._renew()
+
+    def __getitem__(self, group: str) -> "xr.Dataset":
+        """One group, dims (step, site), or (step,) for ``log``.
+
+        Raises:
+            KeyError: It was not recorded; the message says what was, and how to record it.
+        """
+        if group not in self.contents:
+            raise MissingGroupError(self._missing(group))
+        return self._read(group)
+
+    def __contains__(self, group: object) -> bool:
+        return group in self.contents
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.contents)
+
+    def __len__(self) -> int:
+        return len(self.contents)
+
+    def __repr__(self) -> str:
+        width = max(map(len, self.contents), default=0)
+        lines = [f"  {name:{width}}  {held}" for name, held in self.contents.items()]
+        return "\n".join([f"<propkit.Run {self._headline()}>", *lines])
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks; the attributes unfold."""
+        head = "".join(
+            f"<th>{title}</th>" for title in ("group", "steps", "sites", "variables", "last")
+        )
+        rows = "".join(
+            _row(name, held.rows, held.sites, ", ".join(held.variables), held.last_step)
+            for name, held in self.contents.items()
+        )
+        attributes = "".join(_row(name, value) for name, value in self.attributes.items())
+        return (
+            f"<div><b>propkit.Run</b> {html.escape(self._headline())}"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+            f"<details><summary>attributes</summary><table><tbody>{attributes}</tbody></table>"
+            "</details></div>"
+        )
+
+    def _headline(self) -> str:
+        reason = self.attributes.get("reason")
+        state = f"{self.state}: {reason}" if reason else self.state
+        faults = self.attributes.get("faults") or {}
+        parts = [repr(self.label), state, str(self.path or "in memory")]
+        return ", ".join(parts + ([f"faults in {', '.join(faults)}"] if faults else []))
+
+    def _missing(self, group: str) -> str:
+        recorded = f"it has {', '.join(self.groups)}" if self.groups else "it has none yet"
+        how = (
+            "`recorder.log(loss=loss)` in the training loop records it"
+            if group == LOG
+            else f'`propkit.attach(model, ..., probes=[..., "{group}"])` records it, and so does '
+            "a recipe with that probe (`python -m propkit train RECIPE`)"
+        )
+        return f"run {self.label!r} has no group {group!r}, {recorded}: {how}"
+
+
+def open(path: str | os.PathLike[str]) -> Run:
+    """Open a run, finished or still being written.
+
+    Args:
+        path: The store's directory.
+
+    Raises:
+        FileNotFoundError: There is nothing at that path.
+        ValueError: What is there is no propkit run, or a newer propkit wrote it; the path is a URL.
+    """
+    place = local(path)
+    root = read_root(place)
+    attributes = root["attributes"]
+    last = _last_steps(attributes)
+    contents: dict[str, Contents] = {}
+    nodes = root["consolidated_metadata"]["metadata"]
+    for name in (key.removesuffix(f"/{STEP}") for key in nodes if key.endswith(f"/{STEP}")):
+        along_step = (
+            key.removeprefix(f"{name}/")
+            for key, node in nodes.items()
+            if key.startswith(f"{name}/") and (node.get("dimension_names") or [""])[0] == STEP
+        )
+        site = nodes.get(f"{name}/{SITE}")
+        contents[name] = Contents(
+            nodes[f"{name}/{STEP}"]["shape"][0],
+            site["shape"][0] if site else None,
+            tuple(variable for variable in along_step if variable != STEP),
+            last.get(name),
+        )
+
+    def read(group: str) -> "xr.Dataset":
+        import xarray as xr
+
+        now = xr.open_zarr(place, group=group, chunks=None, consolidated=True)
+        held = contents[group]
+        # The run may have grown since: all groups are handed out as of the same commit.
+        dataset: xr.Dataset = now[list(held.variables)].isel({STEP: slice(held.rows)})
+        text = {
+            k: (v.dims, _text(v.values)) for k, v in dataset.coords.items() if v.dtype.kind in TEXT
+        }
+        return dataset.assign_coords(text)
+
+    return Run(attributes, contents, read, lambda: open(place), place)
+
+
+def _last_steps(attributes: Mapping[str, Any]) -> dict[str, int]:
+    steps: dict[str, int] = attributes.get("commit", {}).get("last_step", {})
+    return steps
+
+
+def _dataset(rows: Rows) -> "xr.Dataset":
+    """The dataset that a store with these rows would give."""
+    import xarray as xr
+
+    group = rows.group
+    coords: dict[str, Any] = {STEP: (STEP, rows.step, STEP_ATTRIBUTES)}
+    for name, values in group.coords.items():
+        coords[name] = (SITE, _text(values) if values.dtype.kind in TEXT else values)
+    variables = {
+        v.name: (group.dims, rows.columns[v.name], v.attributes()) for v in group.variables
+    }
+    return xr.Dataset(variables, coords, to_json(group.attributes))
+
+
+def _text(values: npt.NDArray[Any]) -> npt.NDArray[np.str_]:
+    # NumPy's plain strings: xarray neither plots nor outer-joins the newer kind that zarr returns.
+    return np.array(values.tolist(), np.str_)
+
+
+def _alive(pid: int) -> bool:
+    if os.name != "posix" or pid <= 0:
+        return True  # not known
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _row(name: str, *values: object) -> str:
+    cells = "".join(f"<td>{'' if v is None else html.escape(str(v))}</td>" for v in values)
+    return f"<tr><th>{html.escape(name)}</th>{cells}</tr>"
