@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 
 from propkit.blocks import find_blocks
 from propkit.layout import Layout
+from propkit.loss_scale import LossScale
 from propkit.notices import say
 from propkit.probe import Probe
 from propkit.provenance import describe_run
+from propkit.ranks import Ranks
 from propkit.recorder import Recorder
 from propkit.registry import find_probes
 from propkit.schedules import Schedule, as_schedule
@@ -36,6 +39,8 @@ def attach(
     exclude: str | None = None,
     blocks: str | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    scaler: GradScaler | None = None,
+    distributed: bool = True,
     label: str | None = None,
     config: Mapping[str, Any] | None = None,
     seed: int | None = None,
@@ -69,6 +74,10 @@ def attach(
         blocks: The same for modules to see as one map, whose gradient norms are measured at both ends; by default
             the blocks that `propkit.blocks.find_blocks` finds, or else the parametric layers.
         optimizer: The optimiser whose steps count, where several hold the model's parameters.
+        scaler: The training's gradient scaler, where the process has several; a single one is found by itself.
+        distributed: In a training by several processes, combine what the ranks measure into one run of the global
+            batch, written by rank 0 (all ranks attach and detach; errors are those of the mean of the ranks' losses).
+            False: every process records for itself.
         label: Short name of the run for legends.
         config: What the run should remember of your configuration (JSON-able).
         seed: The seed you used, to be remembered.
@@ -82,6 +91,8 @@ def attach(
         ValueError: A pattern matches no module, a probe is unknown, the model is compiled already.
         FileExistsError: `store` exists.
     """
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        model = model.module
     _check_model(model)
     if not isinstance(optimizer, torch.optim.Optimizer | None):
         raise TypeError(
@@ -102,9 +113,19 @@ def attach(
         name: when if isinstance(when, int) else getattr(when, "__qualname__", repr(when))
         for name, when in ((p.name, _of(every, p.name)) for p in found)
     }
-    writer, open_run = _open_writer(store, attributes, overwrite)
-    layout = Layout(found, sites)
-    recorder = Recorder(writer, layout, schedules, open_run, in_memory=store is None, notes=notes)
+    ranks = Ranks.find() if distributed else None
+    writes = ranks is None or ranks.writes
+    writer, open_run = _open_writer(store if writes else None, attributes, overwrite)
+    recorder = Recorder(
+        writer,
+        Layout(found, sites),
+        schedules,
+        open_run,
+        in_memory=store is None and ranks is None,
+        notes=notes,
+        loss_scale=LossScale(scaler, 1 if ranks is None else ranks.size, say),
+        ranks=ranks,
+    )
     steps = OptimizerSteps(model, recorder.end_step, optimizer)
     recorder.start(Taps(model, sites, recorder), steps.remove, lambda: steps.found)
     return recorder

@@ -46,7 +46,7 @@ class Curves:
 
         Raises:
             TypeError: A value is neither.
-            ValueError: The step is written already.
+            ValueError: The step is written already, or a name cannot name a variable.
         """
         values = {name: _scalar(name, value) for name, value in scalars.items()}
         if step is None:
@@ -76,6 +76,11 @@ class Curves:
 
 
 def _scalar(name: str, value: object) -> float | torch.Tensor:
+    if "/" in name or name.startswith((".", "__")):
+        raise ValueError(
+            f"log({name!r}): a name is a variable of the run, so it has no '/' and no leading '.' or '__'; "
+            f"write {name.strip('._').replace('/', '.')!r}"
+        )
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         return value.detach().reshape(()).clone()  # the loop may go on changing its tensor
     if isinstance(value, (int, float, np.integer, np.floating)):

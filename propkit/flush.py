@@ -8,7 +8,8 @@ import torch
 
 from propkit.curves import CurveRows
 from propkit.layout import Plan
-from propkit.rows import Floats, Row, combine, to_host
+from propkit.ranks import Ranks, Shares, join
+from propkit.rows import Row, Values, combine, rows_to_host
 from propkit.schema import LOG, Group
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def write_flush(
     curves: CurveRows,
     ready: Sequence[torch.cuda.Event],
     attributes: Mapping[str, object],
+    ranks: Ranks | None,
 ) -> None:
     """Write what one flush brought and commit it.
 
@@ -34,26 +36,31 @@ def write_flush(
         curves: Rows of the training curves.
         ready: Events after which the values are complete on their devices.
         attributes: Root attributes to set.
+        ranks: The processes that measured shares of the batch; None: this one measured it all.
     """
     for event in ready:
         event.synchronize()
+    values = rows_to_host(rows)
+    if ranks is not None:
+        everyone = ranks.gather(Shares(plan.keys, values))
+        if not ranks.writes:
+            return
+        values = join(everyone, plan.keys)
     for group in groups:
         writer.define(group)
-    if rows:
-        _append(writer, plan, rows, to_host([v for row in rows for v in row.vectors]))
+    if values:
+        _append(writer, plan, values)
     if curves.steps:
         writer.append(LOG, np.array(curves.steps, dtype=np.int64), curves.columns())
     writer.update(**attributes)
     writer.commit()
 
 
-def _append(writer: "Writer", plan: Plan, rows: Sequence[Row], vectors: Sequence[Floats]) -> None:
-    parts = iter(vectors)
+def _append(writer: "Writer", plan: Plan, rows: Sequence[Values]) -> None:
     combined = np.full((len(rows), len(plan.reductions)), np.nan)
     present: dict[str, list[int]] = {group: [] for group in plan.groups}
     for i, row in enumerate(rows):
-        values = np.concatenate([next(parts) for _ in row.vectors])
-        combined[i] = combine(row.slots, values, row.weights, plan.reductions)
+        combined[i] = combine(row.slots, row.values, row.weights, plan.reductions)
         targets = (plan.targets[slot] for slot in row.slots)
         for group in {target[0] for target in targets if target is not None}:
             present[group].append(i)

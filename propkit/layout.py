@@ -8,7 +8,7 @@ import numpy as np
 from propkit.probe import Measurement, Probe, Reduction
 from propkit.rows import Floats
 from propkit.schema import Group, Variable
-from propkit.sites import Site, fans
+from propkit.sites import Site, fans, type_name
 from propkit.taps import Key, Place
 
 
@@ -70,7 +70,7 @@ class Layout:
                     str
                 ),
                 "depth": np.array([place.depth for place in at], dtype=np.int64),
-                "type": np.array([type(self._sites[s].module).__name__ for s, _ in calls]),
+                "type": np.array([type_name(self._sites[s].module) for s, _ in calls]),
                 "input_shape": np.array([place.input_shape for place in at]),
                 "output_shape": np.array([place.output_shape for place in at]),
                 "fan_in": np.array([f[0] for f in fan], dtype=np.int64),
@@ -90,7 +90,7 @@ class Layout:
             group: (len(columns), self._variables[group])
             for group, columns in self._columns.items()
         }
-        return Plan(tuple(self.reductions), tuple(targets), shapes)
+        return Plan(tuple(self._slots), tuple(self.reductions), tuple(targets), shapes)
 
     def strays(self) -> list[Key]:
         """Values that came too late to have a column."""
@@ -106,8 +106,9 @@ class Layout:
 
 
 class Plan(NamedTuple):
-    """A `Layout` at one moment: rule and column of each slot, width and variables of each group."""
+    """A `Layout` at one moment: key, rule and column of each slot, width and variables of each group."""
 
+    keys: tuple[Key, ...]
     reductions: tuple[Reduction, ...]
     targets: tuple[tuple[str, str, int | None] | None, ...]
     groups: Mapping[str, tuple[int, tuple[str, ...]]]

@@ -14,13 +14,20 @@ class LossScale:
     Args:
         scaler: The training's gradient scaler. None: the only enabled one in the process is looked for when the first
             gradient arrives.
-        note: Told when there are several to choose from.
+        ranks: Number of processes whose gradients the training averages: an error of one rank's loss is that many times
+            the error of the mean loss.
+        note: Told when there are several scalers to choose from.
     """
 
     def __init__(
-        self, scaler: GradScaler | None = None, note: Callable[[str], None] = lambda _: None
+        self,
+        scaler: GradScaler | None = None,
+        ranks: int = 1,
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._scaler = scaler
+        self._ranks = ranks
+        self._constant = torch.tensor(float(ranks)) if ranks > 1 else None
         self._looked = scaler is not None
         self._note = note
         self._restore: Callable[[], None] = lambda: None
@@ -32,10 +39,10 @@ class LossScale:
             self._looked = True
             self._scaler = self._find()
             self._listen()
-        if self._scaler is None:
-            return None
-        scale: torch.Tensor | None = self._scaler._scale
-        return scale
+        scale: torch.Tensor | None = None if self._scaler is None else self._scaler._scale
+        if scale is None:
+            return self._constant
+        return scale if self._ranks == 1 else scale * self._ranks
 
     def on_update(self, callback: Callable[[], None]) -> None:
         """Call `callback` after each ``scaler.update()``, the end of a step whether it was skipped or not."""

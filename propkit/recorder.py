@@ -18,6 +18,7 @@ from propkit.layout import Layout
 from propkit.loss_scale import LossScale
 from propkit.notices import say
 from propkit.probe import Measurement
+from propkit.ranks import Ranks
 from propkit.rows import Observation, Row, events, make_row
 from propkit.schedules import Schedule
 from propkit.schema import Group
@@ -65,7 +66,8 @@ class Recorder:
         *,
         in_memory: bool,
         notes: list[str],
-        loss_scale: LossScale | None = None,
+        loss_scale: LossScale,
+        ranks: Ranks | None = None,
     ) -> None:
         self.steps = 0
         self._writer = writer
@@ -81,7 +83,9 @@ class Recorder:
         self._rows: list[Row] = []
         self._curves = Curves()
         self._notes = notes
-        self._loss_scale = loss_scale or LossScale()
+        self._loss_scale = loss_scale
+        self._ranks = ranks
+        self._stepped = False  # since the gradient scaler's last update
         self._faults: dict[str, str] = {}
         self._flushed = time.monotonic()
         self._process = os.getpid()
@@ -92,8 +96,11 @@ class Recorder:
 
     @property
     def run(self) -> "Run":
-        """The run as recorded up to the last completed step; asking for it writes what is still buffered."""
-        if not self._detached:
+        """The run as recorded up to the last completed step; asking for it writes what is still buffered.
+
+        In a training by several processes it holds what was written so far, and rank 0 alone has it.
+        """
+        if not self._detached and self._ranks is None:  # a flush of several ranks takes all of them
             self._flush()
             self._worker.drain()
             self._check_worker()
@@ -130,9 +137,9 @@ class Recorder:
                     "(and no copy or compiled version of it) the one that is trained?"
                 )
         self.steps += 1
+        self._stepped = True
         self._begin_step()
-        due = len(self._rows) + len(self._curves)
-        if due and (due >= FLUSH_ROWS or time.monotonic() - self._flushed > FLUSH_SECONDS):
+        if self._due():
             self._flush()
             self._check_worker()
 
@@ -212,6 +219,7 @@ class Recorder:
         self._hooks = hooks
         self._stop_listening = stop_listening
         self._steps_found_by = found
+        self._loss_scale.on_update(self._scaler_updated)
         self._begin_step()
 
     def _begin_step(self) -> None:
@@ -219,6 +227,21 @@ class Recorder:
         if due != self._active and self._hooks is not None:
             self._hooks.install(due)
         self._active = due
+
+    def _scaler_updated(self) -> None:
+        """The gradient scaler ends a step; if the optimiser made none, the step was skipped for its overflow."""
+        if not self._stepped and not self._detached:
+            self._curves.add(self.steps, self.steps, {"skipped": 1.0})
+            self.end_step()
+        self._stepped = False
+
+    def _due(self) -> bool:
+        """Whether to flush now; with several ranks it may depend only on what all of them know alike."""
+        if self._ranks is not None:
+            return len(self._rows) >= FLUSH_ROWS
+        waiting = len(self._rows) + len(self._curves)
+        late = time.monotonic() - self._flushed > FLUSH_SECONDS
+        return waiting >= FLUSH_ROWS or (waiting > 0 and late)
 
     def _note(self, text: str) -> None:
         if text not in self._notes:
@@ -241,7 +264,7 @@ class Recorder:
         curves, new_curves = self._curves.take(None if self._detached else self.steps)
         if new_curves is not None:
             groups.append(new_curves)
-        if not (rows or curves.steps or groups):
+        if not (rows or curves.steps or groups) and self._ranks is None:
             return
         self._worker.put(
             functools.partial(
@@ -252,11 +275,8 @@ class Recorder:
                 rows,
                 curves,
                 events(rows),
-                {
-                    "notes": list(self._notes),
-                    "faults": dict(self._faults),
-                    "heartbeat": time.time(),
-                },
+                {"notes": list(self._notes), "faults": dict(self._faults)},
+                self._ranks,
             )
         )
 
@@ -269,13 +289,12 @@ class Recorder:
             self._close("failed", f"{type(error).__name__}: {error}"[:500])
 
     def _close(self, state: str, reason: str = "") -> None:
-        if (
-            self._detached or os.getpid() != self._process
-        ):  # a forked data loader's copy is not ours to close
+        if self._detached or os.getpid() != self._process:  # a forked loader's copy is not ours
             return
         self._detached = True
         atexit.unregister(self._at_exit)
         self._stop_listening()
+        self._loss_scale.remove()
         if self._hooks is not None:
             self._hooks.remove()
         self._flush()

@@ -32,6 +32,15 @@ class Row(NamedTuple):
     vectors: tuple[torch.Tensor, ...]
 
 
+class Values(NamedTuple):
+    """The values of one step in host memory: (V,) slots, values and weights."""
+
+    step: int
+    slots: Ints
+    values: Floats
+    weights: Floats
+
+
 def make_row(step: int, observations: Sequence[Observation]) -> Row:
     """Stack the values of a step, without any transfer.
 
@@ -66,6 +75,15 @@ def events(rows: Sequence[Row]) -> list[torch.cuda.Event]:
         mark.record(torch.cuda.current_stream(device))
         marks.append(mark)
     return marks
+
+
+def rows_to_host(rows: Sequence[Row]) -> list[Values]:
+    """The values of all rows in host memory, by one transfer per device."""
+    parts = iter(to_host([vector for row in rows for vector in row.vectors]))
+    return [
+        Values(row.step, row.slots, np.concatenate([next(parts) for _ in row.vectors]), row.weights)
+        for row in rows
+    ]
 
 
 def to_host(vectors: Sequence[torch.Tensor]) -> list[Floats]:

@@ -133,12 +133,39 @@ def _match(argument: str, pattern: str, names: list[str]) -> set[str]:
     return found
 
 
+def type_name(module: nn.Module) -> str:
+    """Name of the module's class as written in the model: sharding and parametrising put a class of their own above."""
+    own, *bases = type(module).__mro__
+    below = {base.__name__ for base in bases}
+    bare = own.__name__.removeprefix("FSDP").removeprefix("Parametrized")
+    return bare if bare in below else own.__name__
+
+
 def weight_of(module: nn.Module) -> torch.Tensor | None:
     """The module's weight (its first parameter with two or more dimensions where it has no ``weight``), detached.
 
     Reading a parametrised weight can change state (a spectral norm's power iteration), so its parametrisations are in
-    evaluation mode while it is read.
+    evaluation mode while it is read. A sharded weight is gathered, which all ranks have to do together.
     """
+    weight = _own_weight(module)
+    if weight is not None and hasattr(weight, "full_tensor"):
+        weight = weight.full_tensor()
+    return weight
+
+
+def fans(module: nn.Module) -> tuple[int, int]:
+    """``(fan_in, fan_out)`` as the papers use them: length of a filter, number of filters; (0, 0) without weight."""
+    weight = _own_weight(module)
+    if weight is None:
+        return 0, 0
+    shape = weight.shape
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        filters = shape[1] * module.groups
+        return shape.numel() // filters, filters
+    return shape[1:].numel(), shape[0]
+
+
+def _own_weight(module: nn.Module) -> torch.Tensor | None:
     parametrizations = getattr(module, "parametrizations", None)
     if parametrizations is not None and "weight" in parametrizations:
         modes = [(m, m.training) for m in parametrizations["weight"].modules()]
@@ -155,17 +182,6 @@ def weight_of(module: nn.Module) -> torch.Tensor | None:
         if _dims(parameter) >= 2:
             return parameter.detach()
     return None
-
-
-def fans(module: nn.Module) -> tuple[int, int]:
-    """``(fan_in, fan_out)`` as the papers use them: length of a filter and number of filters; (0, 0) without weight."""
-    weight = weight_of(module)
-    if weight is None:
-        return 0, 0
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        filters = weight.shape[1] * module.groups
-        return weight.numel() // filters, filters
-    return weight[0].numel(), weight.shape[0]
 
 
 def _dims(parameter: torch.Tensor) -> int:

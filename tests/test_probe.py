@@ -8,7 +8,7 @@ import propkit
 from propkit import registry
 from propkit.probe import SIGNALS
 from propkit.schedules import as_schedule, every, log_spaced
-from propkit.sites import fans, find_sites, is_kind, weight_of
+from propkit.sites import fans, find_sites, is_kind, type_name, weight_of
 from propkit.testing import TinyResNet, mlp
 
 
@@ -125,6 +125,15 @@ def test_fans_and_weights() -> None:
     assert fans(nn.ReLU()) == (0, 0)
     assert weight_of(nn.BatchNorm2d(3)) is None
     assert weight_of(nn.GRU(2, 3)).shape == (9, 2)
+
+
+def test_the_type_is_that_of_the_model_as_written() -> None:
+    class FSDPish(nn.Linear):
+        pass
+
+    assert type_name(nn.Linear(2, 2)) == "Linear"
+    assert type_name(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))) == "Linear"
+    assert type_name(FSDPish(2, 2)) == "FSDPish"
 
 
 def test_lazy_layers_are_observed() -> None:

@@ -109,6 +109,11 @@ def test_curves_merge_within_a_step_grow_and_keep_their_values() -> None:
         curves.add(4, 1, {"loss": 1.0})
 
 
+def test_names_that_no_variable_can_have_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match=r"write 'train\.loss'"):
+        Curves().add(0, None, {"train/loss": 1.0})
+
+
 @pytest.mark.parametrize("value", [torch.zeros(2), "1", None])
 def test_only_scalars_are_logged(value) -> None:
     with pytest.raises(TypeError, match=r"log\(loss=...\): expected a number"):

@@ -1,0 +1,81 @@
+"""The processes of a data-parallel training: each measures its share of the batch, rank 0 combines and writes."""
+
+import datetime
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch.distributed as dist
+
+from propkit.rows import Values
+from propkit.taps import Key
+
+_PATIENCE = datetime.timedelta(minutes=10)
+
+
+class Shares(NamedTuple):
+    """What one rank measured: its slots' keys, and its values by step."""
+
+    keys: Sequence[Key]
+    values: Sequence[Values]
+
+
+class Ranks:
+    """A process group of its own for the recorder, on the host (gloo), so that it never meets the training's traffic.
+
+    Making it is a collective operation, like every flush: all ranks attach, and all detach.
+    """
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+    @staticmethod
+    def find() -> "Ranks | None":
+        """The ranks of the default process group; None in a training by one process."""
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            return Ranks()
+        return None
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the run."""
+        return self.rank == 0
+
+    def gather(self, shares: Shares) -> list[Shares]:
+        """The shares of all ranks, in the order of the ranks; empty on those that do not write.
+
+        Raises:
+            RuntimeError: A rank is gone.
+        """
+        everyone: list[Any] | None = [None] * self.size if self.writes else None
+        dist.gather_object(shares, everyone, dst=0, group=self._group)
+        return everyone or []
+
+
+def join(everyone: Sequence[Shares], keys: Sequence[Key]) -> list[Values]:
+    """Values of all ranks by step, in the slots of `keys`; keys that are not among these are left out."""
+    slots = {key: slot for slot, key in enumerate(keys)}
+    parts: dict[int, list[Values]] = {}
+    for shares in everyone:
+        here = np.array([slots.get(key, -1) for key in shares.keys], dtype=np.int64)
+        for values in shares.values:
+            known = here[values.slots] >= 0
+            parts.setdefault(values.step, []).append(
+                Values(
+                    values.step,
+                    here[values.slots][known],
+                    values.values[known],
+                    values.weights[known],
+                )
+            )
+    return [
+        Values(
+            step,
+            np.concatenate([p.slots for p in of_step]),
+            np.concatenate([p.values for p in of_step]),
+            np.concatenate([p.weights for p in of_step]),
+        )
+        for step, of_step in sorted(parts.items())
+    ]

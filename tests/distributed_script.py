@@ -1,0 +1,46 @@
+"""Run by torchrun from test_distributed.py: STORE ddp|fsdp2 STEPS [die]."""
+
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.distributed.fsdp import fully_shard
+
+import propkit
+from propkit.testing import mlp
+
+
+def main(store: str, kind: str, steps: int, die: bool) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    torch.manual_seed(0)
+    model = mlp()
+    if kind == "ddp":
+        model = torch.nn.parallel.DistributedDataParallel(model)
+    else:
+        torch.distributed.init_device_mesh("cpu", (2,))
+        for layer in (model[0], model[2]):
+            fully_shard(layer)
+        fully_shard(model)
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(steps, 8, 12, generator=generator)
+    y = torch.randint(0, 3, (steps, 8), generator=generator)
+    mine = slice(4 * rank, 4 * rank + 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probes = ["error_moment", "gradient_norm", "activation", "weight", "filter_correlation"]
+    with propkit.attach(model, store, probes=probes) as recorder:
+        for step in range(steps):
+            if die and rank == 1 and step == 200:
+                os._exit(1)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[step, mine]), y[step, mine]).backward()
+            optimizer.step()
+            recorder.log(rank=rank)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), "die" in sys.argv)

@@ -1,0 +1,95 @@
+"""Two processes (gloo, CPU) under torchrun: the run is that of one process on the whole batch."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import propkit
+from propkit.testing import mlp
+
+SCRIPT = Path(__file__).parent / "distributed_script.py"
+PROBES = ["error_moment", "gradient_norm", "activation", "weight", "filter_correlation"]
+
+
+def _torchrun(store: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    return subprocess.run(
+        [*command, str(SCRIPT), str(store), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def _one_process(steps: int) -> propkit.Run:
+    torch.manual_seed(0)
+    model = mlp()
+    x, y = batches(steps)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with propkit.attach(model, probes=PROBES) as recorder:
+        for step in range(steps):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[step]), y[step]).backward()
+            optimizer.step()
+    return recorder.run
+
+
+def batches(steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(steps, 8, 12, generator=generator)
+    return x, torch.randint(0, 3, (steps, 8), generator=generator)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_ranks_record_the_global_batch(kind: str, tmp_path: Path) -> None:
+    done = _torchrun(tmp_path / "run.zarr", kind, "4")
+    assert done.returncode == 0, done.stderr[-3000:]
+    run, expected = propkit.open(tmp_path / "run.zarr"), _one_process(4)
+    assert run.state == "complete"
+    assert set(run.groups) == {*expected.groups, "log"}
+    assert run["log"]["rank"].values.tolist() == [0, 0, 0, 0]  # one writer
+    for group in expected.groups:
+        ours, theirs = run[group], expected[group]
+        assert ours["site"].values.tolist() == theirs["site"].values.tolist()
+        assert ours["type"].values.tolist() == theirs["type"].values.tolist()
+        assert ours["step"].values.tolist() == [0, 1, 2, 3]
+        for name in theirs.data_vars:
+            if name == "dead":  # known as an upper bound where the batch is split
+                assert (ours[name].values >= theirs[name].values).all()
+                continue
+            np.testing.assert_allclose(
+                ours[name].values,
+                theirs[name].values,
+                rtol=1e-5,
+                atol=1e-12,
+                err_msg=f"{group}/{name}",
+            )
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_leaves_a_readable_store(tmp_path: Path) -> None:
+    done = _torchrun(tmp_path / "run.zarr", "ddp", "300", "die")
+    assert done.returncode != 0
+    run = propkit.open(tmp_path / "run.zarr")
+    assert run.state in ("failed", "died")
+    steps = run["error_moment"]["step"].values
+    assert len(steps) >= 64  # the flushes before it died
+    np.testing.assert_array_equal(steps, np.arange(len(steps)))
+    assert np.isfinite(run["error_moment"]["output"].values).all()
+
+
+def test_data_parallel_wrappers_are_looked_through() -> None:
+    model = mlp()
+    wrapped = torch.nn.DataParallel(copy.deepcopy(model))
+    with propkit.attach(wrapped, probes="weight", include="0|2") as recorder:
+        wrapped(torch.randn(2, 12)).sum().backward()
+        torch.optim.SGD(wrapped.parameters(), lr=0.1).step()
+    assert recorder.run["weight"]["site"].values.tolist() == ["0", "2"]
