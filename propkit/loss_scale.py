@@ -54,6 +54,7 @@ class LossScale:
         self._restore()
         self._restore = lambda: None
         self._on_update = None
+        self._scaler = None
 
     def _listen(self) -> None:
         scaler, callback = self._scaler, self._on_update
@@ -75,12 +76,20 @@ class LossScale:
         self._restore = restore
 
     def _find(self) -> GradScaler | None:
-        # By type(): isinstance would ask lazy objects for their __class__, which wakes them.
-        every = (o for o in gc.get_objects() if issubclass(type(o), GradScaler))
-        found = [scaler for scaler in every if scaler.is_enabled()]
+        found = _scalers_in_use()
+        if len(found) > 1:
+            gc.collect()  # some may be left over from a training that is gone
+            found = _scalers_in_use()
         if len(found) > 1:
             self._note(
                 f"{len(found)} gradient scalers are in use, so recorded errors keep the scale of the loss: say which "
                 "is this training's by attach(..., scaler=...)"
             )
         return found[0] if len(found) == 1 else None
+
+
+def _scalers_in_use() -> list[GradScaler]:
+    """Enabled scalers that have scaled a loss."""
+    # By type(): isinstance would ask lazy objects for their __class__, which wakes them.
+    scalers = [o for o in gc.get_objects() if issubclass(type(o), GradScaler)]
+    return [s for s in scalers if s.is_enabled() and s._scale is not None]
