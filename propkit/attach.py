@@ -126,7 +126,7 @@ def attach(
         loss_scale=LossScale(scaler, 1 if ranks is None else ranks.size, say),
         ranks=ranks,
     )
-    steps = OptimizerSteps(model, recorder.end_step, optimizer)
+    steps = OptimizerSteps(model, recorder.end_step, optimizer, recorder.broken)
     recorder.start(Taps(model, sites, recorder), steps.remove, lambda: steps.found)
     return recorder
 

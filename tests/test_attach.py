@@ -617,3 +617,20 @@ def test_a_model_that_is_not_the_trained_one_is_reported() -> None:
     recorder.step()  # said once
     recorder.detach()
     assert any("no observed module ran" in note for note in recorder.run.attributes["notes"])
+
+
+def test_a_fault_of_propkit_itself_ends_the_recording_and_not_the_training(monkeypatch) -> None:
+    model, x, y = make_case("mlp")
+    optimizer = sgd(model)
+    recorder = propkit.attach(model)
+
+    def fails(*_):
+        raise ArithmeticError("a bug")
+
+    monkeypatch.setattr("propkit.recorder.make_row", fails)
+    cross_entropy(x, y)(model).backward()
+    with pytest.warns(PropkitWarning, match="recording ended at step 0 by a fault in propkit"):
+        optimizer.step()
+    optimizer.step()
+    assert recorder.run.state == "failed"
+    assert _hooks(model) == 0

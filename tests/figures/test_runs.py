@@ -1,0 +1,73 @@
+"""Runs and labels that figures are given, and what they say when something is missing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from propkit.figures.runs import FigureError, gather, need
+from propkit.memory import MemoryWriter
+from propkit.schema import Group, Variable
+from propkit.store import Run
+
+SOME = {"error_moment": {"output": np.ones((1, 4))}}
+
+
+def test_runs_and_paths_and_lists_of_them(run, make_store, groups, steps, tmp_path):
+    path = make_store(tmp_path / "b.zarr", steps, groups)
+    assert list(gather([run, path])) == ["tiny", "b"]
+    assert list(gather([[run, str(path)]])) == ["tiny", "b"]
+    assert list(gather([run], labels="only")) == ["only"]
+    assert list(gather([run, path], labels=["x", "y"])) == ["x", "y"]
+
+
+def test_equal_labels_are_told_apart(make_run, make_store, tmp_path):
+    for place in ("a/run.zarr", "b/run.zarr", "c/other.zarr"):
+        (tmp_path / place).parent.mkdir()
+        make_store(tmp_path / place, [0], SOME, label="L2")
+    a, b, c = (tmp_path / p for p in ("a/run.zarr", "b/run.zarr", "c/other.zarr"))
+    assert list(gather([a, c])) == ["L2 (run)", "L2 (other)"]
+    assert list(gather([a, b])) == ["L2 (a/run)", "L2 (b/run)"]
+    assert list(gather([a, a])) == ["L2", "L2 (2)"]
+    memory = [make_run([0], SOME, label="m") for _ in range(3)]
+    assert list(gather(memory)) == ["m", "m (2)", "m (3)"]
+    assert list(gather(memory, ["m (2)", "m", "m"])) == ["m (2)", "m", "m (3)"]
+
+
+def test_unusable_arguments_are_refused(run):
+    with pytest.raises(FigureError, match="expected one label per run, found 2 for 1"):
+        gather([run], ["a", "b"])
+    with pytest.raises(FigureError, match="no run was given"):
+        gather([])
+    with pytest.raises(TypeError, match=r"expected a propkit\.Run or the path of one, found int"):
+        gather([3])
+    with pytest.raises(FileNotFoundError, match="no run at"):
+        gather([Path("there-is-no-such.zarr")])
+
+
+def test_a_missing_quantity_names_the_probe_and_the_way_to_record_it(make_run):
+    only = make_run([0], SOME, label="L2")
+    with pytest.raises(FigureError) as error:
+        need(only, "filter_correlation", "fig2")
+    text = str(error.value)
+    assert "fig2 needs 'filter_correlation', which run 'L2' does not have" in text
+    assert "it has: error_moment" in text
+    assert "propkit.attach(model, ..., probes=['filter_correlation'])" in text
+    assert "python -m propkit train RECIPE -o run.zarr" in text
+
+
+def test_a_probe_s_fault_is_passed_on(make_run):
+    broken = make_run([0], SOME, faults={"weight": "step 3: out of memory"})
+    with pytest.raises(FigureError, match=r"switched off during the run: step 3: out of memory\."):
+        need(broken, "weight", "fig3")
+
+
+def test_a_run_without_rows_says_that_and_its_state():
+    writer = MemoryWriter({"label": "new"})
+    coords = {"site": np.array(["a"]), "type": np.array(["Conv2d"])}
+    writer.define(Group("error_moment", (Variable("output"),), coords))
+    writer.commit()
+    with pytest.raises(
+        FigureError, match=r"'new' has no row of 'error_moment' yet \(state: running"
+    ):
+        need(Run.from_memory(writer), "error_moment", "fig3")
