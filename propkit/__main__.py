@@ -1,0 +1,221 @@
+"""The command line: ``python -m propkit COMMAND``."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from propkit.experiment import Outcome
+    from propkit.recipes import Recipe
+
+USAGE = 2
+FAILED = 1
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: its line in the help, its arguments, and what it does.
+
+    ``run`` returns the exit status.
+    """
+
+    help: str
+    configure: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+class UsageError(Exception):
+    """The command line cannot be carried out as it stands; nothing has been changed."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _configure_train(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("recipe", nargs="?", help="name of the recipe, such as plain44-ortho")
+    add("--list", action="store_true", help="list the recipes and stop")
+    add(
+        "--data",
+        default="digits",
+        metavar="digits|FOLDER",
+        help="digits (8x8 pixels, from scikit-learn, no download), digits16 or digits32 (upsampled), "
+        "or a folder with the binary version of CIFAR-10 (default: digits)",
+    )
+    add("-o", "--output", metavar="RUN.zarr", help="the run to create (default: RECIPE.zarr)")
+    add("--overwrite", action="store_true", help="replace the run if it exists")
+    add("--steps", type=_positive, metavar="N", help="optimiser steps (default: the recipe's)")
+    add("--seed", type=_natural, default=0, metavar="S", help="seed of weights, order and flips")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1... (default: cpu)")
+    add("--threads", type=_positive, metavar="N", help="CPU threads (default: PyTorch's choice)")
+    add("--every", type=_positive, metavar="N", help="record every N steps (default: the recipe's)")
+    add("--label", metavar="TEXT", help="name in the figures' legends (default: RECIPE)")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="settings",
+        help="change a setting of the recipe, such as lr=0.05 or milestones=300,450; repeatable",
+    )
+    add("--quiet", action="store_true", help="show no progress")
+
+
+def _run_train(arguments: argparse.Namespace) -> int:
+    if arguments.list:
+        print(_listing())
+        return 0
+    if arguments.recipe is None:
+        raise UsageError("which recipe? --list shows them")
+    recipe = _recipe(arguments.recipe, arguments.settings)
+    store = arguments.output or f"{recipe.name}.zarr"
+    if not arguments.overwrite and os.path.lexists(store):
+        raise UsageError(f"{store} exists; name another with -o or replace it with --overwrite")
+    try:
+        outcome = _train(recipe, store, arguments)
+    except KeyboardInterrupt:
+        print(f"\n{_after_interrupt(recipe, store)}", file=sys.stderr)
+        return INTERRUPTED
+    except ArithmeticError as error:  # DivergenceError, without importing torch for its name
+        print(f"propkit train: {error}", file=sys.stderr)
+        if Path(store).exists():
+            print(f"The run up to there is in {store}.\n{_drawing(recipe, store)}", file=sys.stderr)
+        return FAILED
+    print(f"{outcome}\nRun: {store}\n{_drawing(recipe, store)}")
+    return 0
+
+
+def _train(recipe: "Recipe", store: str, arguments: argparse.Namespace) -> "Outcome":
+    import torch
+
+    from propkit.data import load
+    from propkit.experiment import RecordingError, check_device, run_recipe
+
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    try:
+        check_device(arguments.device)
+        data = load(arguments.data)
+    except (ImportError, OSError, ValueError) as error:
+        raise UsageError(str(error)) from None
+    try:
+        return run_recipe(
+            recipe,
+            data,
+            store,
+            steps=arguments.steps,
+            seed=arguments.seed,
+            device=arguments.device,
+            every=arguments.every,
+            label=arguments.label,
+            overwrite=arguments.overwrite,
+            progress=not arguments.quiet,
+        )
+    except (OSError, RecordingError) as error:
+        raise UsageError(str(error)) from None
+
+
+def _recipe(name: str, settings: Sequence[str]) -> "Recipe":
+    from propkit import recipes
+
+    pairs: dict[str, str] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set takes KEY=VALUE, found {setting!r}")
+        pairs[key.strip()] = value.strip()
+    try:
+        return recipes.find(name).override(pairs)
+    except (LookupError, ValueError) as error:
+        raise UsageError(str(error)) from None
+
+
+def _listing() -> str:
+    from propkit import recipes
+
+    found = recipes.listed()
+    width = max(len(recipe.name) for recipe in found)
+    lines = [f"{r.name:<{width}}  {r.summary}  ({r.reference})" for r in found]
+    return "\n".join([*lines, f"Also: {', '.join(recipes.patterns())}"])
+
+
+def _after_interrupt(recipe: "Recipe", store: str) -> str:
+    if not Path(store).exists():
+        return "Interrupted before anything was recorded."
+    return f"Interrupted. The run up to there is in {store}.\n{_drawing(recipe, store)}"
+
+
+def _drawing(recipe: "Recipe", store: str) -> str:
+    commands = [f"  python -m propkit.figures {name} {store}" for name in recipe.figures]
+    return "\n".join(["Draw it with", *commands])
+
+
+def _positive(text: str) -> int:
+    return _integer(text, 1)
+
+
+def _natural(text: str) -> int:
+    return _integer(text, 0)
+
+
+def _integer(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(
+            f"an integer of at least {least} is needed, found {text!r}"
+        )
+    return value
+
+
+COMMANDS = {
+    "train": Command("train a network by a recipe of the papers", _configure_train, _run_train),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out a command line.
+
+    Args:
+        arguments: Without the program's name; those of the process if None.
+
+    Returns:
+        The exit status: 0, 1 if the training failed, 2 for a wrong command line, 130 if interrupted.
+    """
+    parser = _Parser(prog="propkit", description="What happens to the signals in your network?")
+    parser.add_argument("--version", action="store_true", help="print the version and stop")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name, command in COMMANDS.items():
+        sub = subparsers.add_parser(
+            name, help=command.help, description=f"{command.help}.".capitalize()
+        )
+        command.configure(sub)
+    parsed = parser.parse_args(arguments)
+    if parsed.version:
+        from propkit import __version__
+
+        print(__version__)
+        return 0
+    if parsed.command is None:
+        parser.print_help()
+        return 0
+    try:
+        return COMMANDS[parsed.command].run(parsed)
+    except UsageError as error:
+        print(f"propkit {parsed.command}: {error}", file=sys.stderr)
+        return USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

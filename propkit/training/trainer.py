@@ -1,0 +1,132 @@
+"""A small trainer for image classifiers: seeded, on one device, observed through callbacks."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from propkit.data.batches import batches
+from propkit.data.imageset import ImageSet
+from propkit.training.divergence import DivergenceError
+from propkit.training.monitor import Monitor
+from propkit.training.optimizer import learning_rate_factor, sgd
+from propkit.training.progress import ProgressDisplay
+from propkit.training.regularizers import add_orthonormality_gradient_
+from propkit.training.seeding import generator
+from propkit.training.stability import check_orthonormality_stability
+
+
+class Callback(Protocol):
+    """What `train` tells about each step."""
+
+    def on_step(self, step: int, loss: Tensor, accuracy: Tensor) -> None:
+        """Called after ``optimizer.step()``.
+
+        Args:
+            step: Number of optimiser steps completed before the batch was computed: 0 at the first
+                call.
+            loss: Mean cross-entropy of the batch without penalties, a 0-d tensor on the training
+                device.
+            accuracy: Share of correct answers, likewise.
+        """
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came out: means over the last 50 steps (or fewer), and the time it took."""
+
+    steps: int
+    loss: float
+    accuracy: float
+    seconds: float
+
+
+def train(
+    model: nn.Module,
+    data: ImageSet,
+    *,
+    steps: int,
+    optimizer: torch.optim.Optimizer | None = None,
+    batch_size: int = 128,
+    milestones: Sequence[int] = (32000, 48000),
+    gamma: float = 0.1,
+    orthonormality: float = 0.0,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    callbacks: Iterable[Callback] = (),
+    progress: bool = True,
+    label: str = "",
+) -> TrainResult:
+    """Train a classifier with cross-entropy, as in arXiv:1703.01827, Sec. 5.
+
+    The same seed gives the same batches and flips on every device. Nothing is read back from the
+    device more than a few times a second; a loss that is not finite is found then.
+
+    Args:
+        model: Moved to ``device`` and put in train mode. Its weights are used as they are: see
+            `propkit.training.initialize`.
+        data: Its training images are used, flipped at random where ``data.flip``.
+        steps: Optimiser steps.
+        optimizer: Holds the model's parameters; `sgd` with its defaults if None.
+        batch_size: Images per step.
+        milestones: Steps from which the learning rate is multiplied by ``gamma`` once more.
+        gamma: See ``milestones``.
+        orthonormality: λ of `propkit.training.orthonormality`, 0 for none. Give the optimiser no
+            weight decay then.
+        seed: Of shuffling and flips.
+        device: Where to train.
+        callbacks: Told of every step, in order.
+        progress: Show a bar on a terminal, else a line every ten seconds.
+        label: What to call the training in the progress display.
+
+    Raises:
+        DivergenceError: The loss is not finite, or the regulariser is about to diverge.
+        ValueError: ``steps`` is not positive.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, found {steps}")
+    model.to(device).train()
+    optimizer = optimizer if optimizer is not None else sgd(model)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    callbacks = list(callbacks)
+    stream = batches(
+        data, batch_size, generator(seed, "shuffle"), generator(seed, "augment"), device
+    )
+    monitor = Monitor()
+    mean_loss = mean_accuracy = float("nan")
+    start = time.perf_counter()
+    with ProgressDisplay(steps, label, progress) as display:
+        for step in range(steps):
+            factor = learning_rate_factor(step, milestones, gamma)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            images, labels = next(stream)
+            optimizer.zero_grad()
+            logits = model(images)
+            loss = F.cross_entropy(logits, labels)
+            loss.backward()
+            if orthonormality:
+                add_orthonormality_gradient_(model, orthonormality)
+            optimizer.step()
+            loss = loss.detach()
+            accuracy = (logits.detach().argmax(1) == labels).float().mean()
+            for callback in callbacks:
+                callback.on_step(step, loss, accuracy)
+            monitor.add(loss, accuracy)
+            if monitor.due or step + 1 == steps:
+                mean_loss, mean_accuracy = monitor.read()
+                if orthonormality:
+                    _check_stability(model, max(rates) * factor, orthonormality, step)
+                display.update(step + 1, mean_loss, mean_accuracy)
+    return TrainResult(steps, mean_loss, mean_accuracy, time.perf_counter() - start)
+
+
+def _check_stability(model: nn.Module, lr: float, coefficient: float, step: int) -> None:
+    try:
+        check_orthonormality_stability(model, lr, coefficient)
+    except DivergenceError as error:
+        raise DivergenceError(f"after step {step}: {error}", step + 1) from None
