@@ -9,6 +9,8 @@ from torch import nn
 
 from propkit.testing import TinyPlain, TinyResNet, mlp
 
+torch.set_num_threads(1)  # the tests run side by side
+
 Case = tuple[nn.Module, torch.Tensor, torch.Tensor]
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.mathtext import MathTextParser
@@ -185,22 +184,20 @@ def note(ax: Axes, text: str) -> None:
 
 
 def beside_one(ax: Axes, above: str, below: str) -> None:
-    """Name the two sides of the line at 1, at its right end."""
-    outline = [patheffects.withStroke(linewidth=3, foreground="white")]
+    """Name the two sides of the line at 1, right of the axes, where no curve runs."""
     for text, offset, va in ((above, 3, "bottom"), (below, -3, "top")):
         ax.annotate(
             text,
-            xy=(0.995, 1.0),
+            xy=(1.0, 1.0),
             xycoords=("axes fraction", "data"),
-            xytext=(0, offset),
+            xytext=(3, offset),
             textcoords="offset points",
-            ha="right",
+            ha="left",
             va=va,
             color="#666666",
             fontsize="small",
             fontstyle="italic",
-            path_effects=outline,
-            zorder=5,
+            annotation_clip=False,
         )
 
 
