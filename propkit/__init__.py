@@ -23,6 +23,8 @@ from propkit._lazy import publish
 if TYPE_CHECKING:
     from propkit import data, figures, models, probes, recipes, training
     from propkit.attach import attach
+    from propkit.compatibility import compatibility
+    from propkit.measure import measure
     from propkit.probe import Probe, probe
     from propkit.recorder import Recorder
     from propkit.schedules import log_spaced
@@ -34,9 +36,11 @@ __all__ = [
     "Recorder",
     "Run",
     "attach",
+    "compatibility",
     "data",
     "figures",
     "log_spaced",
+    "measure",
     "models",
     "open",
     "probe",
@@ -52,9 +56,11 @@ publish(
         "Recorder": "propkit.recorder",
         "Run": "propkit.store",
         "attach": "propkit.attach",
+        "compatibility": "propkit.compatibility",
         "data": "propkit.data",
         "figures": "propkit.figures",
         "log_spaced": "propkit.schedules",
+        "measure": "propkit.measure",
         "models": "propkit.models",
         "open": "propkit.store",
         "probe": "propkit.probe",

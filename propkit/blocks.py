@@ -7,7 +7,8 @@ from torch import nn
 
 from propkit.sites import is_kind
 
-_NAMED_LIKE_A_BLOCK = re.compile(r"(Block|Bottleneck|Layer|Unit|Cell|Stage)\w*$|^(Block|Layer)")
+_NAMED_LIKE_A_BLOCK = re.compile(r"(Block|Bottle[Nn]eck|Layer|Unit|Cell|Stage)(V?\d+\w?)?$|^Block")
+"""A class that ends so, but for a version: T5Block is a block, its T5LayerFF a sublayer of it."""
 
 
 def find_blocks(model: nn.Module) -> list[str]:

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from propkit.probe import Probe
 
 _FILTERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear)
+_TRANSPOSED_LINEAR = "Conv1D"
+"""transformers' linear layer, known by name (the package is not needed here): its weight is ``(in, out)``."""
 _PARAMETRIC = (
     *_FILTERS,
     nn.Embedding,
@@ -35,14 +38,18 @@ def is_kind(module: nn.Module, kind: str) -> bool:
     """Whether a module is a ``"parametric"`` site, one with ``"filters"``, or a ``"layer"``.
 
     Parametric: PyTorch's convolutions, linear layers, embeddings, recurrent layers and multi-head attention, and any
-    module without children that has a parameter of at least two dimensions. Filters: convolutions and linear
-    layers, whose weight is a bank of filters. Layer: parametric ones and the nonlinearities of `torch.nn`.
+    module that has a parameter of at least two dimensions while its children, if any, have none at all (a bank of
+    experts holds its activation function). Filters: convolutions and linear layers, whose weight is a bank of filters.
+    Layer: parametric ones and the nonlinearities of `torch.nn`.
     """
+    if isinstance(module, torch.jit.ScriptModule):
+        return False  # it runs no Python hooks
     if kind == "filters":
-        return isinstance(module, _FILTERS)
+        return isinstance(module, _FILTERS) or _is_transposed_linear(module)
     parametric = isinstance(module, _PARAMETRIC) or (
-        next(module.children(), None) is None
-        and any(_dims(p) >= 2 for p in module.parameters(recurse=False))
+        any(_dims(p) >= 2 for p in module.parameters(recurse=False))
+        and not isinstance(module, parametrize.ParametrizationList)
+        and not any(True for child in module.children() for _ in child.parameters())
     )
     if kind == "parametric":
         return parametric
@@ -144,6 +151,8 @@ def type_name(module: nn.Module) -> str:
 def weight_of(module: nn.Module) -> torch.Tensor | None:
     """The module's weight (its first parameter with two or more dimensions where it has no ``weight``), detached.
 
+    Filters come first, also where a layer keeps them last.
+
     Reading a parametrised weight can change state (a spectral norm's power iteration), so its parametrisations are in
     evaluation mode while it is read. A sharded weight is gathered, which all ranks have to do together.
     """
@@ -177,11 +186,18 @@ def _own_weight(module: nn.Module) -> torch.Tensor | None:
                 m.training = mode
     weight = getattr(module, "weight", None)
     if isinstance(weight, torch.Tensor) and _dims(weight) >= 2:
-        return weight.detach()
+        return weight.detach().t() if _is_transposed_linear(module) else weight.detach()
     for parameter in module.parameters(recurse=False):
         if _dims(parameter) >= 2:
             return parameter.detach()
     return None
+
+
+def _is_transposed_linear(module: nn.Module) -> bool:
+    if type_name(module) != _TRANSPOSED_LINEAR:
+        return False
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, torch.Tensor) and _dims(weight) == 2
 
 
 def _dims(parameter: torch.Tensor) -> int:

@@ -9,8 +9,16 @@ if TYPE_CHECKING:
     from propkit.probes.error_moment import error_moment
     from propkit.probes.filter_correlation import filter_correlation
     from propkit.probes.gradient_norm import gradient_norm
+    from propkit.probes.representation import representation
     from propkit.probes.weight import weight
 
-__all__ = ["activation", "error_moment", "filter_correlation", "gradient_norm", "weight"]
+__all__ = [
+    "activation",
+    "error_moment",
+    "filter_correlation",
+    "gradient_norm",
+    "representation",
+    "weight",
+]
 
 publish(__name__, {name: f"{__name__}.{name}" for name in __all__})

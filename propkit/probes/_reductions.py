@@ -46,7 +46,9 @@ def wide(x: torch.Tensor) -> torch.dtype:
 
 def _blocks(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The elements of `x` in any order: whole blocks (n, _BLOCK) and the rest, flat; no copy of a dense tensor."""
-    if x.is_contiguous():
+    if torch.compiler.is_compiling():  # strides are not known yet, and the compiler avoids the copy
+        flat = x.reshape(-1)
+    elif x.is_contiguous():
         flat = x.view(-1)
     elif _is_dense(x):  # channels_last, transposed: in the order of memory
         flat = x.as_strided((x.numel(),), (1,))

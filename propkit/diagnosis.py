@@ -1,0 +1,250 @@
+"""`Diagnosis`: what `propkit.measure` found, as datasets, as a table and as verdicts."""
+
+import functools
+import itertools
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from propkit.one_pass import Layer
+from propkit.render import Sheet, number
+from propkit.verdict import HEALTHY, NAN, Evidence, Finding, Thresholds, judge, overall
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from rich.console import RenderableType
+
+    from propkit.store import Run
+
+Column = dict[str, float]
+
+_COLUMNS = {
+    "activation_moment": ("q out", "mean square of the output"),
+    "error_moment": ("q error", "mean square of the error at the output"),
+    "error_ratio": ("to last", "error moment relative to the last layer"),
+    "consecutive_ratio": ("to next", "error moment relative to the next layer"),
+    "gradient_norm_ratio": ("out/in", "norm of the gradient at the output, relative to the input"),
+    "dead": ("dead", "share of dead units"),
+    "condition_number": ("cond", "condition number of the representation"),
+    "effective_rank": ("rank", "effective rank of the representation"),
+    "mean_cosine": ("cosine", "mean cosine of the samples' representations"),
+}
+_COLORS = {
+    "exploding": "red",
+    "dead": "magenta",
+    "vanishing": "orange3",
+    "singular": "blue",
+    HEALTHY: "green",
+}
+
+
+class Diagnosis:
+    """What one batch says about a model; made by `propkit.measure`.
+
+    ``diagnosis["error_moment"]`` is the dataset that an attached run would have, with one step.
+
+    Attributes:
+        run: All of it as a run: the datasets, and its attributes (versions, notes, faults, loss).
+        loss: The loss, None where there was none.
+        thresholds: What the verdicts are made by.
+    """
+
+    def __init__(
+        self,
+        run: "Run",
+        layers: Sequence[Layer],
+        measured: Collection[tuple[str, str, str]],
+        thresholds: Thresholds,
+        loss: float | None,
+    ) -> None:
+        self.run = run
+        self.loss = loss
+        self.thresholds = thresholds
+        self._layers = tuple(layers)
+        self._measured = frozenset(measured)
+
+    def __getitem__(self, group: str) -> "xr.Dataset":
+        """The dataset of one probe; KeyError names those there are."""
+        return self.run[group]
+
+    def judged_by(self, thresholds: Thresholds) -> "Diagnosis":
+        """The same measurement judged by other thresholds."""
+        return Diagnosis(self.run, self._layers, self._measured, thresholds, self.loss)
+
+    @functools.cached_property
+    def table(self) -> "xr.Dataset":
+        """One row per layer in the order of execution, dims (site,); NaN where a quantity was not measured.
+
+        Errors are compared with the last layer whose output has as many dimensions (convolutions with the last
+        convolution, the classifier's layers with the classifier), so that pooling is not counted as propagation.
+        ``gradient_norm_ratio`` is that of arXiv:1805.07477, output to input: above 1 the gradient shrinks. ``verdict``
+        is the most severe one, ``problems`` all of them, ``reason`` the reason for the first; empty where a site is not
+        judged (a block).
+        """
+        import xarray as xr
+
+        sites = [layer.site for layer in self._layers]
+        data: dict[str, Any] = {
+            name: ("site", np.array([column.get(s, NAN) for s in sites], dtype=np.float64))
+            for name, column in self._columns.items()
+        }
+        for name, (_, title) in _COLUMNS.items():
+            data[name] = (*data[name], {"long_name": title})
+        found = [self._findings.get(s) for s in sites]
+        data["verdict"] = ("site", _strings(f if f is None else _verdict(f) for f in found))
+        data["problems"] = ("site", _strings(f and ", ".join(x.verdict for x in f) for f in found))
+        data["reason"] = ("site", _strings(f[0].reason if f else "" for f in found))
+        coords = {
+            "site": _strings(sites),
+            "depth": ("site", np.array([layer.depth for layer in self._layers], dtype=np.int64)),
+            "type": ("site", _strings(layer.type for layer in self._layers)),
+            "output_shape": ("site", _strings(str(layer.output_shape) for layer in self._layers)),
+        }
+        return xr.Dataset(data, coords, {"verdict": self.verdict})
+
+    @functools.cached_property
+    def verdict(self) -> str:
+        """One line for the whole model."""
+        return overall(list(self._findings), list(self._findings.values()))
+
+    @property
+    def problems(self) -> dict[str, list[Finding]]:
+        """Site -> what is wrong there, the most severe first; sites where nothing is are left out."""
+        return {site: found for site, found in self._findings.items() if found}
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing was found at any layer."""
+        return not self.problems
+
+    def print(self) -> None:
+        """Print the whole table to the terminal, in color where it has any."""
+        from rich.console import Console
+
+        Console().print(self)
+
+    def __rich__(self) -> "RenderableType":
+        return self._sheet().rich()
+
+    def __repr__(self) -> str:
+        return self._sheet().text()
+
+    def _repr_html_(self) -> str:
+        return self._sheet().html()
+
+    @functools.cached_property
+    def _columns(self) -> Mapping[str, Column]:
+        errors = self._read("error_moment", "output")
+        norms = [self._read("gradient_norm", end) for end in ("output", "input")]
+        families = self._families(errors)
+        last: Column = {}
+        following: Column = {}
+        for family in families:
+            usable = [s for s in family if 0 < errors[s] < math.inf]
+            if usable:
+                last |= {s: errors[s] / errors[usable[-1]] for s in family}
+            for s, after in itertools.pairwise(family):
+                following[s] = errors[s] / errors[after] if errors[after] else NAN
+        return {
+            "activation_moment": self._read("activation", "mean_square"),
+            "error_moment": errors,
+            "error_ratio": last,
+            "consecutive_ratio": following,
+            "gradient_norm_ratio": {
+                s: out / norms[1][s] for s, out in norms[0].items() if norms[1].get(s)
+            },
+            "dead": self._read("activation", "dead"),
+            **{
+                name: self._read("representation", name)
+                for name in ("condition_number", "effective_rank", "mean_cosine")
+            },
+        }
+
+    @functools.cached_property
+    def _findings(self) -> dict[str, list[Finding]]:
+        """What was found at each site that can be judged, in the order of execution."""
+        columns, weights = self._columns, self._read("weight", "norm")
+        signal = columns["activation_moment"]
+        relative: Column = {}
+        for family in self._families(
+            {s: q for s, q in signal.items() if s in weights or not weights}
+        ):
+            usable = [s for s in family if 0 < signal[s] < math.inf]
+            if usable:
+                relative |= {s: signal[s] / signal[usable[0]] for s in family}
+        readout = max((layer.depth for layer in self._layers), default=0)
+        found = {}
+        for layer in self._layers:
+            s = layer.site
+            if s not in columns["error_moment"] and s not in signal:
+                continue
+            evidence = Evidence(
+                error_moment=self._nan_is_infinite(
+                    "error_moment", "output", columns["error_moment"], s
+                ),
+                error_ratio=columns["error_ratio"].get(s, NAN),
+                activation_moment=self._nan_is_infinite("activation", "mean_square", signal, s),
+                activation_ratio=relative.get(s, NAN),
+                dead=columns["dead"].get(s, NAN),
+                effective_rank=columns["effective_rank"].get(s, NAN),
+                mean_cosine=columns["mean_cosine"].get(s, NAN),
+                weight_norm=weights.get(s.partition("#")[0], NAN),
+                observations=layer.observations,
+                matrix=layer.matrix if layer.depth < readout else (0, 0),
+            )
+            found[s] = judge(evidence, self.thresholds)
+        return found
+
+    def _families(self, values: Column) -> list[list[str]]:
+        """Sites with a value, in the order of execution, by the number of dimensions of their outputs."""
+        families: dict[int, list[str]] = {}
+        for layer in self._layers:
+            if layer.site in values:
+                families.setdefault(len(layer.output_shape), []).append(layer.site)
+        return list(families.values())
+
+    def _read(self, group: str, variable: str) -> Column:
+        """Site -> value, of the sites where it was measured."""
+        if group not in self.run or variable not in self.run[group]:
+            return {}
+        values = self.run[group][variable].isel(step=0)
+        pairs = zip(values["site"].values.tolist(), values.values.tolist(), strict=True)
+        return {s: v for s, v in pairs if (group, variable, s) in self._measured}
+
+    def _nan_is_infinite(self, group: str, variable: str, column: Column, site: str) -> float:
+        value = column.get(site, NAN)
+        measured = (group, variable, site) in self._measured
+        return math.inf if measured and math.isnan(value) else value
+
+    def _sheet(self) -> Sheet:
+        table = self.table
+        shown = [name for name in _COLUMNS if table[name].notnull().any()]
+        rows, colors = [], []
+        for i, layer in enumerate(self._layers):
+            verdict = str(table["verdict"].values[i])
+            numbers = [number(float(table[name].values[i])) for name in shown]
+            problems = str(table["problems"].values[i]) or verdict
+            rows.append([str(layer.depth), layer.site, layer.type, *numbers, problems])
+            colors.append(_COLORS.get(verdict, ""))
+        mode = "training" if self.run.attributes.get("training") else "evaluation"
+        loss = "no loss: forward only" if self.loss is None else f"loss {self.loss:.4g}"
+        name = self.run.attributes.get("model", "model")
+        notes = self.run.attributes.get("notes") or []
+        return Sheet(
+            f"{name} ({mode} mode, {loss}): {self.verdict}",
+            ["depth", "site", "type", *(_COLUMNS[c][0] for c in shown), "verdict"],
+            rows,
+            colors,
+            [True, False, False, *(True for _ in shown), False],
+            list(notes),
+        )
+
+
+def _verdict(found: Sequence[Finding]) -> str:
+    return found[0].verdict if found else HEALTHY
+
+
+def _strings(values: Any) -> Any:
+    return np.array([v or "" for v in values], dtype=np.str_)
