@@ -27,7 +27,7 @@ def main(store: str | None = None) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
     with propkit.attach(model, store, every=propkit.log_spaced(10), label="tanh-21") as recorder:
-        for step in range(301):
+        for _ in range(301):
             batch = torch.randint(len(x), (128,))
             optimizer.zero_grad()
             loss = F.cross_entropy(model(x[batch]), y[batch])

@@ -48,7 +48,7 @@ class Layout:
     def _fix(self, p: Probe, keys: list[Key], places: Mapping[tuple[str, int], Place]) -> Group:
         unknown = Place(len(places), 0, "", "")
         calls = sorted(
-            {(k.site, k.call) for k in keys}, key=lambda c: (places.get(c, unknown).order, c)
+            {(k.site, k.call) for k in keys}, key=lambda c: (*places.get(c, unknown)[1::-1], c)
         )
         names = list(dict.fromkeys(k.variable for k in keys))
         # The order of the functions in the probe's file, not the order in which signals arrive.
@@ -91,6 +91,11 @@ class Layout:
             for group, columns in self._columns.items()
         }
         return Plan(tuple(self._slots), tuple(self.reductions), tuple(targets), shapes)
+
+    def silent(self) -> list[str]:
+        """Sites that gave no value at all."""
+        heard = {key.site for key in self._slots}
+        return [name for name in self._sites if name not in heard]
 
     def strays(self) -> list[Key]:
         """Values that came too late to have a column."""

@@ -90,6 +90,7 @@ class Recorder:
         self._flushed = time.monotonic()
         self._process = os.getpid()
         self._detached = False
+        self._missed = False  # a step in which nothing was observed was noted
         atexit.register(self._at_exit)
 
     # -- what the user calls ------------------------------------------------------------------------------------
@@ -131,10 +132,11 @@ class Recorder:
             if self._observed:
                 self._rows.append(make_row(self.steps, self._observed))
                 self._observed = []
-            elif not self._rows and not self._layout.reductions:
+            elif not self._missed:
+                self._missed = True
                 self._note(
                     f"step {self.steps} was to be measured, but no observed module ran in it: is the attached model "
-                    "(and no copy or compiled version of it) the one that is trained?"
+                    "the one that is trained, and no copy of it, nor a function compiled before it was attached?"
                 )
         self.steps += 1
         self._stepped = True
@@ -298,6 +300,12 @@ class Recorder:
         if self._hooks is not None:
             self._hooks.remove()
         self._flush()
+        silent = self._layout.silent()
+        if silent and self._layout.reductions:
+            self._notes.append(
+                f"no value from {', '.join(silent)}: not called in a measured step (a part that is not used, or whose "
+                "weight another module uses by itself), or reached by no gradient"
+            )
         self._worker.stop()
         failure = self._worker.error
         try:

@@ -1,4 +1,4 @@
-"""How a module's tensors and their gradients are found in eager PyTorch, whatever the module returns."""
+"""How a module's tensors and their gradients are found, whatever the module returns."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -26,9 +26,20 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 def first_tensor(value: Any) -> torch.Tensor | None:
     """The first floating-point (or complex) tensor of a nested structure, None if there is none."""
-    for tensor in tensors_in(value):
-        if tensor.is_floating_point() or tensor.is_complex():
-            return tensor
+    # No generator: `torch.compile` traces this function.
+    if isinstance(value, torch.Tensor):
+        return value if value.is_floating_point() or value.is_complex() else None
+    items: Any = ()
+    if isinstance(value, Mapping):
+        items = list(value.values())
+    elif isinstance(value, (tuple, list)):
+        items = value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        items = [getattr(value, f.name, None) for f in dataclasses.fields(value)]
+    for item in items:
+        found = first_tensor(item)
+        if found is not None:
+            return found
     return None
 
 
@@ -42,38 +53,57 @@ def transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def on_gradient(tensor: torch.Tensor, deliver: Deliver, inputs: Any = ()) -> None:
+def on_gradient(
+    tensor: torch.Tensor, deliver: Deliver, inputs: Any = ()
+) -> torch.utils.hooks.RemovableHandle | None:
     """Call `deliver` with the gradient with respect to `tensor` in every backward pass that reaches it.
 
     A tensor hook sees the whole gradient, summed over all consumers, also where a later operation changes the tensor in
     place. One case loses it: an output that is a view (a linear layer's on 3-D input) and is changed in place.
     Autograd then rebuilds the view's history and the gradient arrives at the base alone, so the base is
     hooked as well, unless the base is one of `inputs`, whose gradient is another one.
+
+    A node of several outputs (a recurrent layer's) calls the hooks of those that get no gradient with None.
+
+    Returns:
+        The handle of the hook on a leaf (a parameter that is a layer's input), which lives on after the graph is gone
+        and has to be taken out; None for other tensors.
     """
     if not tensor.requires_grad:
-        return
-    _ = (
-        tensor.grad_fn
-    )  # a stale view rebuilds its history here; registering a hook on it first would crash
+        return None
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled training step may call it
+    def at_tensor(grad: torch.Tensor | None) -> None:
+        if grad is not None:
+            deliver(grad)
+
+    if tensor.is_leaf:
+        handle: torch.utils.hooks.RemovableHandle = tensor.register_hook(at_tensor)
+        return handle
+    _ = tensor.grad_fn  # a stale view rebuilds its history here; hooking it first would crash
     base = tensor._base
     if (
         base is None
+        or base.is_leaf  # PyTorch lets nobody change a view of a leaf in place
         or not base.requires_grad
         or base.numel() != tensor.numel()
         or any(base is t or base is t._base for t in tensors_in(inputs))
     ):
-        tensor.register_hook(deliver)
-        return
+        tensor.register_hook(at_tensor)
+        return None
     seen: set[int] = set()
     shape = tensor.shape
 
-    def at_view(grad: torch.Tensor) -> None:
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def at_view(grad: torch.Tensor | None) -> None:
         seen.add(backward_pass())
-        deliver(grad)
+        at_tensor(grad)
 
-    def at_base(grad: torch.Tensor) -> None:
-        if backward_pass() not in seen:
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def at_base(grad: torch.Tensor | None) -> None:
+        if grad is not None and backward_pass() not in seen:
             deliver(grad.reshape(shape))
 
     tensor.register_hook(at_view)
     base.register_hook(at_base)
+    return None

@@ -6,7 +6,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 _WATCHED = 16
 """Parameters, spread over the model, whose gradients tell that a backward pass took place."""
@@ -45,17 +48,38 @@ class OptimizerSteps:
         self._round: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._backward = True  # one took place since the last optimiser's step
         self._counted = False  # the step of this round
+        self._entered: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        # A compiled training step must not compile what happens here.
+        before = torch.compiler.disable(self._before)
+        after_any, after_given = map(torch.compiler.disable, (self._after_any, self._after_given))
         if optimizer is None:
-            self._handles: list[Any] = [register_optimizer_step_post_hook(self._after_any)]
+            self._handles: list[Any] = [
+                register_optimizer_step_pre_hook(before),
+                register_optimizer_step_post_hook(after_any),
+            ]
         else:
-            self._handles = [optimizer.register_step_post_hook(self._after_given)]
+            self._handles = [
+                optimizer.register_step_pre_hook(before),
+                optimizer.register_step_post_hook(after_given),
+            ]
 
     def remove(self) -> None:
         """Listen no more."""
         for handle in self._handles:
             handle.remove()
 
+    def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - a hook
+        self._entered.add(optimizer)
+
+    def _leaves(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether a step ends: PyTorch runs the hooks twice where a subclass's ``step`` calls that of its base."""
+        entered = optimizer in self._entered
+        self._entered.discard(optimizer)
+        return entered
+
     def _after_given(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - a hook
+        if not self._leaves(optimizer):
+            return
         self.found = type(optimizer).__name__
         self._guarded(self._on_step)
 
@@ -71,6 +95,8 @@ class OptimizerSteps:
             self._on_error(error)
 
     def _stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        if not self._leaves(optimizer):
+            return
         ours = self._ours.get(optimizer)
         if ours is None:
             ours = self._holds_ours(optimizer)

@@ -1,0 +1,221 @@
+"""Recording from models that `torch.compile` compiles: everything outside the graphs.
+
+A graph keeps the hooks that were there when it was traced; hooks that come later never run in it. So the hooks go in
+when the compiler says that it begins (`Compiled.listen`) and, if the trace went through them, they stay until the
+recorder is detached. There are two graphs then, one for sampled steps and one without anything of propkit's for the
+others: `SiteHook.variant` selects between them, and nothing is compiled again when a step is sampled.
+
+Left out, and said where it matters: forwards with gradients disabled (evaluation keeps its one graph), functions that
+need the gradients of both ends together, weights in a loop without a `torch.optim` optimiser.
+"""
+
+import importlib.util
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from propkit.buffers import Buffers
+from propkit.notices import say
+from propkit.numbering import Numbering
+from propkit.traceable import check_traceable
+from propkit.values import GRADIENTS, OF_A_CALL, TRAINING, Key, end_of
+
+if TYPE_CHECKING:
+    from propkit.taps import Taps
+    from propkit.traced import SiteHook
+
+T = TypeVar("T")
+
+_VARIANTS = 2
+"""Sets of probes that get a graph of their own: the compiler gives up after eight graphs of one function."""
+_GRADIENT_HOOKS = importlib.util.find_spec("torch._higher_order_ops.register_hook") is not None
+"""Whether this version of PyTorch compiles hooks on the gradients of intermediate tensors."""
+
+
+class Compiled:
+    """The compiled graphs of one recorder's model.
+
+    Attributes:
+        traced: Whether a graph with the recorder's hooks exists.
+        buffers: What the graphs write to.
+    """
+
+    def __init__(self, taps: "Taps") -> None:
+        self.traced = False
+        self.buffers = Buffers()
+        self.numbering = Numbering()
+        self._taps = taps
+        self._variants: list[frozenset[str]] = []
+        self._verdicts: dict[tuple[int, type, int], bool] = {}
+        self._pre_step: torch.utils.hooks.RemovableHandle | None = None
+        self._ours: weakref.WeakKeyDictionary[torch.optim.Optimizer, bool] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._ran: set[tuple[str, int]] = set()  # in this step, as far as it was asked
+        self._weighed = False  # in this step
+        self._told = False
+
+    # -- steps ----------------------------------------------------------------------------------------------------
+
+    def listen(self) -> None:
+        """Be told before anything is traced."""
+        callbacks = torch._dynamo.callback.callback_handler.start_callbacks
+        if self._compiling not in callbacks:
+            callbacks.append(self._compiling)
+
+    def begin(self, active: frozenset[str]) -> None:
+        """Measure these probes in the steps that follow."""
+        if not self.traced:
+            self._variants.clear()
+        every = frozenset(name for hook in self.buffers.hooks for name, _ in hook.here)
+        names = active & every
+        if names and names not in self._variants:
+            if len(self._variants) < _VARIANTS:
+                self._variants.append(names)
+            else:
+                names = every
+        variant = ",".join(sorted(names))
+        for hook in self.buffers.hooks:
+            hook.variant = variant
+        if names:  # a backward pass in an unsampled step may have added something
+            self.guarded(self.buffers.clear, None)
+
+    def finish_step(self) -> None:
+        """Hand the values of the step on."""
+        self.numbering.restart()
+        if self.traced and not self._taps.idle:
+            self.guarded(self._deliver, None)
+        self._weighed = False
+
+    def close(self) -> None:
+        """Listen no more; graphs that exist measure nothing."""
+        callbacks = torch._dynamo.callback.callback_handler.start_callbacks
+        if self._compiling in callbacks:
+            callbacks.remove(self._compiling)
+        if self._pre_step is not None:
+            self._pre_step.remove()
+        self.traced = False
+        for hook in self.buffers.hooks:
+            hook.variant = ""
+
+    def guarded(self, action: Callable[[], T], otherwise: T) -> T:
+        """Keep propkit's own faults from the training."""
+        try:
+            return action()
+        except Exception as error:
+            self._taps.receiver.broken(error)
+            return otherwise
+
+    # -- in the middle of a trace ---------------------------------------------------------------------------------
+
+    def arrive(self, hook: "SiteHook", shape: str) -> int:
+        """A traced call reaches one end of a site; returns its number in the forward."""
+        if not self.traced:
+            self.traced = True
+            self._pre_step = register_optimizer_step_pre_hook(
+                torch.compiler.disable(self._optimizer_steps)
+            )
+            self._refuse_scattered()
+        self._taps.depth = self.numbering.follow(self._taps.depth)
+        if hook.end == "input":
+            return self.numbering.enter(hook.site.name, shape)
+        number, received = self.numbering.leave(hook.site.name)
+        self._taps.visit(hook.site.name, number, received, shape)
+        return number
+
+    def traceable(self, hook: "SiteHook", k: int, ndim: int) -> bool:
+        """Whether a measurement may go into the graph; a probe that may not is switched off, and it is said."""
+        probe, m = hook.here[k]
+        if probe in self._taps.disabled:
+            return False
+        if "weight" in m.signals and not hook.weight_attribute():
+            self._switch_off(probe, NotImplementedError("in a graph it needs a plain weight"))
+            return False
+        if GRADIENTS.intersection(m.signals) and not _GRADIENT_HOOKS:
+            why = f"PyTorch {torch.__version__} does not compile hooks on gradients"
+            self._switch_off(probe, NotImplementedError(why))
+            return False
+        if m.function.__module__.startswith("propkit.probes."):
+            return True
+        case = id(m), type(hook.site.module), ndim
+        if case not in self._verdicts:
+            try:
+                check_traceable(m, hook.site.module, ndim)
+                self._verdicts[case] = True
+            except Exception as error:  # whatever a probe does, training goes on
+                self._verdicts[case] = False
+                why = str(error).strip().partition("\n")[0]
+                self._switch_off(probe, TypeError(f"not possible in a compiled graph ({why})"))
+        return self._verdicts[case]
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _compiling(self, *_: Any) -> None:
+        self.guarded(self._taps.expect_trace, None)
+
+    def _switch_off(self, probe: str, error: Exception) -> None:
+        if probe not in self._taps.disabled:
+            self._taps.disabled.add(probe)
+            self._taps.receiver.fault(probe, error)
+
+    def _refuse_scattered(self) -> None:
+        """Switch off the probes whose signals no single place in a graph has."""
+        for tap in self._taps.sites:
+            for p, m in tap.here:
+                if OF_A_CALL.intersection(m.signals) and not end_of(m, tap.site.module):
+                    why = f"in a compiled graph {', '.join(m.signals)} are not there together"
+                    self._switch_off(p.name, NotImplementedError(why))
+
+    def _optimizer_steps(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002
+        if not (self._taps.idle or self._weighed):
+            self.guarded(lambda: self._weigh(optimizer), None)
+
+    def _weigh(self, optimizer: torch.optim.Optimizer) -> None:
+        """Measure the weights that a step is about to change, of the sites that ran."""
+        if optimizer not in self._ours:
+            ours = {id(p) for p in self._taps.model.parameters()}
+            held = (p for group in optimizer.param_groups for p in group["params"])
+            self._ours[optimizer] = any(id(p) in ours for p in held)
+        if self._ours[optimizer]:
+            self._weighed = True
+            self._ran |= self.buffers.ran()
+            measuring = any(hook.variant for hook in self.buffers.hooks)
+            names = {name for name, _ in self._ran} if measuring else self.numbering.sites
+            for tap in self._taps.sites:
+                if tap.site.name in names:
+                    tap.measure_weight()
+
+    def _deliver(self) -> None:
+        ran = self._ran | self.buffers.ran()
+        self._ran = set()
+        self._taps.visit_rest(ran)
+        entries = [e for e in self.buffers.entries if (e.hook.site.name, e.number) in ran]
+        gradients = any(GRADIENTS.intersection(e.measurement.signals) for e in entries)
+        scale = self._taps.receiver.loss_scale() if gradients else None
+        for e, variable, value in self.buffers.take(entries, scale):
+            probe, m = e.hook.here[e.k]
+            if scale is not None and m.degree is None and GRADIENTS.intersection(m.signals):
+                why = "in a compiled graph a function of a scaled gradient has to say its `degree`"
+                self._switch_off(probe, ValueError(why))
+            elif self._taps.is_active(probe):
+                key = Key(probe, variable, e.hook.site.name, e.number)
+                self._taps.receiver.receive(key, m, value, 1.0, TRAINING)
+        if not self._weighed and not self._told:
+            self._tell_about_weights()
+
+    def _tell_about_weights(self) -> None:
+        lost = {
+            p.name
+            for tap in self._taps.sites
+            for p, m in tap.here
+            if self._taps.is_active(p.name) and not OF_A_CALL.intersection(m.signals)
+        }
+        if lost:
+            self._told = True
+            say(
+                f"{', '.join(sorted(lost))}: the weights of a compiled model are measured when a torch.optim "
+                "optimiser steps, and none did, so they are left out"
+            )

@@ -1,0 +1,54 @@
+"""Whether a probe's function can be part of a compiled graph, found out before it spoils one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from propkit.probe import Measurement
+from propkit.sites import weight_of
+from propkit.values import GRADIENTS, OF_A_CALL
+
+_SIZE = 3
+
+
+def check_traceable(m: Measurement, module: nn.Module, ndim: int) -> None:
+    """Trace the function alone, on a small tensor of `ndim` dimensions.
+
+    Raises:
+        Exception: Whatever tracing raises; no error of a size, where several tensors would have to fit.
+    """
+    gradients = GRADIENTS.intersection(m.signals)
+    others: dict[str, Any] = {}
+    for name in m.signals:
+        if name == "module":
+            others[name] = module
+        elif name == "weight":
+            others[name] = weight_of(module)
+
+    def run(tensor: torch.Tensor) -> None:
+        given = {name: tensor for name in m.signals if name in OF_A_CALL}
+        _check_values(m.function(**given, **others))
+
+    def trial(x: torch.Tensor) -> torch.Tensor:
+        y = x.clone()
+        if gradients:
+            y.register_hook(run)
+        else:
+            with torch.no_grad():
+                run(y.detach())
+        return y
+
+    example = torch.ones((_SIZE,) * ndim, requires_grad=True)
+    try:
+        torch.compile(trial, backend="aot_eager", fullgraph=True, dynamic=False)(example)
+    except torch._dynamo.exc.TorchRuntimeError:
+        if len(m.signals) == 1:  # else the example's sizes may just not fit together
+            raise
+
+
+def _check_values(values: Any) -> None:
+    for value in values.values() if isinstance(values, Mapping) else (values,):
+        if not isinstance(value, torch.Tensor) or value.ndim:
+            raise TypeError("expected 0-d tensors as values")

@@ -1,0 +1,118 @@
+"""Function transforms, exports, scripted and lazy parts."""
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import propkit
+from propkit.testing import TinyPlain, mlp
+from tests.zoo import oracle, sequences
+from tests.zoo.batches import LABELS, classify, ids, images, normal
+from tests.zoo.harness import EXACT, outputs, sgd
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # raised inside jvp
+def test_torch_func_on_an_attached_model() -> None:
+    model, x = mlp(), normal(4, 12)
+    parameters = dict(model.named_parameters())
+
+    def loss(p, x, y):
+        return F.cross_entropy(torch.func.functional_call(model, p, (x[None],)), y[None])
+
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
+    bare = per_sample(parameters, x, LABELS)
+    optimizer = sgd(model)
+    with propkit.attach(model, probes=["error_moment", "activation"]) as recorder:
+        watched = per_sample(parameters, x, LABELS)
+        torch.func.jvp(model, (x,), (torch.ones_like(x),))
+        torch.func.vmap(model)(x)
+        torch.func.hessian(lambda z: model(z).square().sum())(x[0])
+        with torch.autograd.forward_ad.dual_level():
+            model(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+        optimizer.step()
+        want = oracle.observe(model, classify(x))
+        classify(x)(model).backward()
+        optimizer.step()
+    for name in bare:
+        assert torch.equal(bare[name], watched[name])
+    for name, value in outputs(recorder, -1).items():
+        np.testing.assert_allclose(value, oracle.error_moment(want[name])["output"], **EXACT)
+
+
+def test_export_of_an_attached_model_gives_the_bare_program() -> None:
+    model, x = TinyPlain().eval(), images()
+    bare = torch.export.export(model, (x,))
+    with propkit.attach(model) as recorder:
+        program = torch.export.export(model, (x,))
+        classify(x)(model.train()).backward()
+        sgd(model).step()
+    assert [n.target for n in program.graph.nodes] == [n.target for n in bare.graph.nodes]
+    torch.testing.assert_close(program.module()(x), bare.module()(x))
+    assert recorder.run["error_moment"].sizes["step"] == 1
+    assert np.isfinite(recorder.run["error_moment"]["output"].values).all()
+
+
+def test_tracing_an_attached_model_gives_the_bare_trace() -> None:
+    model, x = TinyPlain().eval(), images()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        bare = torch.jit.trace(model, x)
+        with propkit.attach(model):
+            traced = torch.jit.trace(model, x)
+        buffer = io.BytesIO()
+        torch.jit.save(traced, buffer)
+    torch.testing.assert_close(traced(x), bare(x))
+    kinds = [[n.kind() for n in t.inlined_graph.nodes()] for t in (traced, bare)]
+    assert kinds[0] == kinds[1]
+
+
+def test_a_scripted_part_is_named_in_the_notes() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        part = torch.jit.script(nn.Linear(6, 6))
+    model = nn.Sequential(nn.Linear(6, 6), part, nn.Linear(6, 3))
+    with propkit.attach(model) as recorder:
+        classify(normal(4, 6))(model).backward()
+        sgd(model).step()
+    assert any(note.startswith("1:") for note in recorder.run.attributes["notes"])
+    assert recorder.run["error_moment"]["site"].values.tolist() == ["0", "2"]
+
+
+def test_parts_that_never_run_are_named_in_the_notes() -> None:
+    model = sequences.AttentionNet()
+    model.unused = nn.Linear(3, 3)
+    with propkit.attach(model) as recorder:
+        classify(normal(4, 5, 6))(model).backward()
+        sgd(model).step()
+    notes = " ".join(recorder.run.attributes["notes"])
+    assert "unused" in notes
+    assert "pool.out_proj" in notes
+
+
+def test_lazy_layers() -> None:
+    model = nn.Sequential(
+        nn.LazyConv2d(4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.LazyLinear(3)
+    )
+    with propkit.attach(model) as recorder:
+        model(images())
+        optimizer = sgd(model)
+        want = oracle.observe(model, classify(images()))
+        classify(images())(model).backward()
+        optimizer.step()
+    for name, value in outputs(recorder).items():
+        np.testing.assert_allclose(value, oracle.error_moment(want[name])["output"], **EXACT)
+
+
+def test_integer_inputs_and_inference_mode() -> None:
+    model = sequences.TiedLanguageModel()
+    with propkit.attach(model, probes=["activation", "error_moment"]) as recorder:
+        with torch.inference_mode():
+            model(ids(2, 3))
+        model(ids(2, 3)).sum().backward()
+        sgd(model).step()
+    assert recorder.run["error_moment"]["site"].values.tolist() == ["embed", "mix", "out"]
