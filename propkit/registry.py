@@ -15,8 +15,12 @@ DEFAULT_PROBES = ("error_moment", "gradient_norm", "activation", "filter_correla
 
 def probe_names() -> list[str]:
     """Names of all probes that can be used here, in-tree ones first."""
-    ours = [m.name for m in pkgutil.iter_modules(in_tree.__path__) if not m.name.startswith("_")]
+    ours = _in_tree()
     return ours + sorted({e.name for e in entry_points(group="propkit.probes")} - set(ours))
+
+
+def _in_tree() -> list[str]:
+    return [m.name for m in pkgutil.iter_modules(in_tree.__path__) if not m.name.startswith("_")]
 
 
 def find_probe(probe: str | Probe) -> Probe:
@@ -32,16 +36,16 @@ def find_probe(probe: str | Probe) -> Probe:
         raise TypeError(
             f"expected a probe's name or a function decorated with @propkit.probe, found {probe!r}"
         )
-    names = probe_names()
-    if probe not in names:
-        close = difflib.get_close_matches(probe, names, 1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown probe {probe!r}.{hint} There are: {', '.join(names)}")
-    for entry in entry_points(group="propkit.probes", name=probe):
-        found = entry.load()
-        break
-    else:
+    if probe in _in_tree():
         found = getattr(importlib.import_module(f"{in_tree.__name__}.{probe}"), probe)
+    else:
+        entry = next(iter(entry_points(group="propkit.probes", name=probe)), None)
+        if entry is None:
+            names = probe_names()
+            close = difflib.get_close_matches(probe, names, 1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"unknown probe {probe!r}.{hint} There are: {', '.join(names)}")
+        found = entry.load()
     if not isinstance(found, Probe):
         raise TypeError(f"probe {probe!r} is a {type(found).__name__}, not made by @propkit.probe")
     return found
