@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from propkit.curves import CurveRows
+from propkit.health import Health
 from propkit.layout import Plan
 from propkit.ranks import Ranks, Shares, join
 from propkit.rows import Row, Values, combine, rows_to_host
@@ -25,6 +26,7 @@ def write_flush(
     ready: Sequence[torch.cuda.Event],
     attributes: Mapping[str, object],
     ranks: Ranks | None,
+    health: Health,
 ) -> None:
     """Write what one flush brought and commit it.
 
@@ -37,6 +39,7 @@ def write_flush(
         ready: Events after which the values are complete on their devices.
         attributes: Root attributes to set.
         ranks: The processes that measured shares of the batch; None: this one measured it all.
+        health: Looks at the values.
     """
     for event in ready:
         event.synchronize()
@@ -48,11 +51,12 @@ def write_flush(
         values = join(everyone, plan.keys)
     for group in groups:
         writer.define(group)
+    health.look(plan.keys, values)
     if values:
         _append(writer, plan, values)
     if curves.steps:
         writer.append(LOG, np.array(curves.steps, dtype=np.int64), curves.columns())
-    writer.update(**attributes)
+    writer.update(**attributes, not_finite=dict(health.first))
     writer.commit()
 
 

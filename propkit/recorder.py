@@ -14,6 +14,7 @@ import torch
 from propkit.background import Inline, Worker
 from propkit.curves import Curves
 from propkit.flush import write_flush
+from propkit.health import Health
 from propkit.layout import Layout
 from propkit.loss_scale import LossScale
 from propkit.notices import say
@@ -36,6 +37,7 @@ class Hooks(Protocol):
     """What the recorder needs of the hooks on the model (see `propkit.taps.Taps`)."""
 
     places: dict[tuple[str, int], Place]
+    disabled: set[str]
 
     def install(self, probes: frozenset[str]) -> None:
         """Measure these probes from now on."""
@@ -85,6 +87,7 @@ class Recorder:
         self._notes = notes
         self._loss_scale = loss_scale
         self._ranks = ranks
+        self._health = Health()
         self._stepped = False  # since the gradient scaler's last update
         self._faults: dict[str, str] = {}
         self._flushed = time.monotonic()
@@ -279,10 +282,17 @@ class Recorder:
                 events(rows),
                 {"notes": list(self._notes), "faults": dict(self._faults)},
                 self._ranks,
+                self._health,
             )
         )
 
     def _check_worker(self) -> None:
+        for probe in self._health.useless - self._faults.keys():
+            if self._hooks is not None:
+                self._hooks.disabled.add(probe)
+            self.fault(
+                probe, ValueError("it gave nothing but NaN where other probes gave finite values")
+            )
         error = self._worker.error
         if error is not None and not self._detached:
             say(

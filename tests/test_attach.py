@@ -634,3 +634,40 @@ def test_a_fault_of_propkit_itself_ends_the_recording_and_not_the_training(monke
     optimizer.step()
     assert recorder.run.state == "failed"
     assert _hooks(model) == 0
+
+
+def test_a_probe_that_gives_nothing_but_nan_is_switched_off() -> None:
+    @propkit.probe
+    def undefined(output):
+        return (output.sum() * 0) / 0
+
+    model, x, y = make_case("mlp")
+    optimizer = sgd(model)
+    with propkit.attach(model, probes=[undefined, "error_moment"]) as recorder:
+        for step in range(4):
+            cross_entropy(x, y)(model).backward()
+            optimizer.step()
+            if step == 1:
+                with pytest.warns(PropkitWarning, match="'undefined'.*nothing but NaN"):
+                    assert recorder.run["undefined"].sizes["step"] == 2
+    run = recorder.run
+    assert "nothing but NaN" in run.attributes["faults"]["undefined"]
+    assert run["undefined"]["step"].values.tolist() == [0, 1]  # recorded as they were, until then
+    assert run["error_moment"].sizes["step"] == 4
+
+
+def test_values_that_are_not_finite_are_recorded_and_flagged(tmp_path) -> None:
+    model, x, y = make_case("mlp")
+    optimizer = sgd(model)
+    with propkit.attach(
+        model, tmp_path / "run.zarr", probes=["error_moment", "weight"]
+    ) as recorder:
+        for step in range(3):
+            optimizer.zero_grad()
+            (cross_entropy(x, y)(model) * (float("inf") if step == 1 else 1)).backward()
+            optimizer.step()
+    run = recorder.run
+    assert not np.isfinite(run["error_moment"]["output"].values[1]).any()
+    assert run.attributes["not_finite"]["error_moment"].startswith("step 1, ")
+    assert run.attributes["not_finite"]["weight"].startswith("step 1, ")  # its update
+    assert run.attributes["faults"] == {}  # the training diverged; the probes are well
