@@ -12,6 +12,7 @@ from propkit.blocks import find_blocks
 from propkit.layout import Layout
 from propkit.loss_scale import LossScale
 from propkit.notices import say
+from propkit.outbox import Outbox
 from propkit.probe import Probe
 from propkit.provenance import describe_run
 from propkit.ranks import Ranks
@@ -64,7 +65,7 @@ def attach(
     Frozen({'step': 3, 'site': 2})
 
     Args:
-        model: Any module, eager (not yet compiled).
+        model: Any module, not compiled yet; it may be afterwards.
         store: Path of the zarr store to create; in memory by default.
         probes: Names, or functions decorated with `propkit.probe`; the cheap ones by default.
         every: Measure every n-th step, or a schedule ``step -> bool`` (`propkit.log_spaced`), or a dict of either
@@ -116,15 +117,15 @@ def attach(
     ranks = Ranks.find() if distributed else None
     writes = ranks is None or ranks.writes
     writer, open_run = _open_writer(store if writes else None, attributes, overwrite)
+    layout = Layout(found, sites)
+    threaded = store is not None or ranks is not None
     recorder = Recorder(
-        writer,
-        Layout(found, sites),
+        Outbox(writer, layout, threaded, notes, ranks),
+        layout,
         schedules,
         open_run,
-        in_memory=store is None and ranks is None,
-        notes=notes,
-        loss_scale=LossScale(scaler, 1 if ranks is None else ranks.size, say),
-        ranks=ranks,
+        LossScale(scaler, 1 if ranks is None else ranks.size, say),
+        ranks,
     )
     steps = OptimizerSteps(model, recorder.end_step, optimizer, recorder.broken)
     recorder.start(Taps(model, sites, recorder), steps.remove, lambda: steps.found)
@@ -134,13 +135,15 @@ def attach(
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"attach: expected a torch.nn.Module, found {type(model).__name__}")
-    compiled = isinstance(model, torch._dynamo.eval_frame.OptimizedModule) or any(
-        getattr(m, "_compiled_call_impl", None) is not None for m in model.modules()
+    compiled = any(
+        isinstance(m, torch._dynamo.eval_frame.OptimizedModule)
+        or getattr(m, "_compiled_call_impl", None) is not None
+        for m in model.modules()
     )
     if compiled:
         raise ValueError(
-            "attach: the model is compiled already, so hooks put in now would never run. Attach to the model before "
-            "torch.compile, and train the uncompiled model while recording"
+            "attach: the model is compiled already, so hooks put in now may never run. Attach to the module before "
+            "torch.compile or model.compile(), then train the compiled one"
         )
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError(

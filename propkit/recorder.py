@@ -1,36 +1,26 @@
-"""Recorder: when to measure, rows on the device, one transfer per flush, and the handle that the user holds."""
+"""Recorder: when to measure, and the handle that the user holds."""
 
 import atexit
-import functools
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 
-from propkit.background import Inline, Worker
-from propkit.curves import Curves
-from propkit.flush import write_flush
-from propkit.health import Health
 from propkit.layout import Layout
 from propkit.loss_scale import LossScale
 from propkit.notices import say
+from propkit.outbox import Outbox
 from propkit.probe import Measurement
 from propkit.ranks import Ranks
-from propkit.rows import Observation, Row, events, make_row
+from propkit.rows import Observation, make_row
 from propkit.schedules import Schedule
-from propkit.schema import Group
 from propkit.taps import Key, Place
 
 if TYPE_CHECKING:
     from propkit.store import Run
-    from propkit.writer import Writer
-
-FLUSH_ROWS = 64
-FLUSH_SECONDS = 10.0
 
 
 class Hooks(Protocol):
@@ -61,39 +51,29 @@ class Recorder:
 
     def __init__(
         self,
-        writer: "Writer",
+        outbox: Outbox,
         layout: Layout,
         schedules: Mapping[str, Schedule],
         open_run: Callable[[], "Run"],
-        *,
-        in_memory: bool,
-        notes: list[str],
         loss_scale: LossScale,
         ranks: Ranks | None = None,
     ) -> None:
         self.steps = 0
-        self._writer = writer
+        self._outbox = outbox
         self._layout = layout
         self._schedules = dict(schedules)
         self._open_run = open_run
-        self._worker: Worker | Inline = Inline() if in_memory else Worker("propkit-writer")
+        self._loss_scale = loss_scale
+        self._ranks = ranks
         self._hooks: Hooks | None = None
         self._stop_listening: Callable[[], None] = lambda: None
         self._steps_found_by: Callable[[], str | None] = lambda: None
         self._active: frozenset[str] = frozenset()
         self._observed: list[Observation] = []
-        self._rows: list[Row] = []
-        self._curves = Curves()
-        self._notes = notes
-        self._loss_scale = loss_scale
-        self._ranks = ranks
-        self._health = Health()
         self._stepped = False  # since the gradient scaler's last update
-        self._faults: dict[str, str] = {}
-        self._flushed = time.monotonic()
+        self._missed = False  # a step in which nothing was observed was noted
         self._process = os.getpid()
         self._detached = False
-        self._missed = False  # a step in which nothing was observed was noted
         atexit.register(self._at_exit)
 
     # -- what the user calls ------------------------------------------------------------------------------------
@@ -106,8 +86,8 @@ class Recorder:
         """
         if not self._detached and self._ranks is None:  # a flush of several ranks takes all of them
             self._flush()
-            self._worker.drain()
-            self._check_worker()
+            self._outbox.drain()
+            self._check()
         return self._open_run()
 
     def log(self, *, step: int | None = None, **scalars: float | torch.Tensor) -> None:
@@ -124,7 +104,7 @@ class Recorder:
             ValueError: `step` lies before one that is written already.
         """
         if not self._detached:
-            self._curves.add(self.steps, step, scalars)
+            self._outbox.curves.add(self.steps, step, scalars)
 
     def end_step(self) -> None:
         """End a step; called after each optimiser step that was found."""
@@ -132,21 +112,23 @@ class Recorder:
             return
         if self._active and self._hooks is not None:
             self._hooks.finish_step()
+            if self._over():  # by a fault in the hooks
+                return
             if self._observed:
-                self._rows.append(make_row(self.steps, self._observed))
+                self._outbox.rows.append(make_row(self.steps, self._observed))
                 self._observed = []
             elif not self._missed:
                 self._missed = True
-                self._note(
+                self._outbox.note(
                     f"step {self.steps} was to be measured, but no observed module ran in it: is the attached model "
                     "the one that is trained, and no copy of it, nor a function compiled before it was attached?"
                 )
         self.steps += 1
         self._stepped = True
         self._begin_step()
-        if self._due():
+        if self._outbox.due():
             self._flush()
-            self._check_worker()
+            self._check()
 
     def step(self) -> None:
         """Say that a training step is complete, in a loop without a `torch.optim` optimiser.
@@ -205,7 +187,7 @@ class Recorder:
     def fault(self, probe: str, error: Exception) -> None:
         """Note that a probe failed; training and the other probes go on."""
         text = f"{type(error).__name__}: {error}"
-        self._faults[probe] = f"step {self.steps}: {text}"
+        self._outbox.faults[probe] = f"step {self.steps}: {text}"
         say(f"probe {probe!r} failed at step {self.steps} and is off from now on: {text}")
 
     def broken(self, error: Exception) -> None:
@@ -236,69 +218,32 @@ class Recorder:
     def _scaler_updated(self) -> None:
         """The gradient scaler ends a step; if the optimiser made none, the step was skipped for its overflow."""
         if not self._stepped and not self._detached:
-            self._curves.add(self.steps, self.steps, {"skipped": 1.0})
+            self._outbox.curves.add(self.steps, self.steps, {"skipped": 1.0})
             self.end_step()
         self._stepped = False
 
-    def _due(self) -> bool:
-        """Whether to flush now; with several ranks it may depend only on what all of them know alike."""
-        if self._ranks is not None:
-            return len(self._rows) >= FLUSH_ROWS
-        waiting = len(self._rows) + len(self._curves)
-        late = time.monotonic() - self._flushed > FLUSH_SECONDS
-        return waiting >= FLUSH_ROWS or (waiting > 0 and late)
-
-    def _note(self, text: str) -> None:
-        if text not in self._notes:
-            self._notes.append(text)
-            say(text)
+    def _over(self) -> bool:
+        return self._detached
 
     def _flush(self) -> None:
-        """Hand what is buffered to the writer; the only transfer from the device."""
-        self._flushed = time.monotonic()
-        groups: list[Group] = []
-        if self._rows and self._hooks is not None:
-            groups = self._layout.new_groups(self._hooks.places)
-            self._hooks.stop_discovering()
-            for key in self._layout.strays():
-                self._note(
-                    f"{key.site} (call {key.call}) first gave {key.probe} after the columns were fixed: left out"
-                )
-        rows, self._rows = self._rows, []
-        # The curves of the step under way may still grow.
-        curves, new_curves = self._curves.take(None if self._detached else self.steps)
-        if new_curves is not None:
-            groups.append(new_curves)
-        if not (rows or curves.steps or groups) and self._ranks is None:
-            return
-        self._worker.put(
-            functools.partial(
-                write_flush,
-                self._writer,
-                groups,
-                self._layout.plan(),
-                rows,
-                curves,
-                events(rows),
-                {"notes": list(self._notes), "faults": dict(self._faults)},
-                self._ranks,
-                self._health,
-            )
-        )
+        hooks = self._hooks
+        if hooks is not None:
+            before = None if self._detached else self.steps
+            self._outbox.flush(hooks.places, before, hooks.stop_discovering)
 
-    def _check_worker(self) -> None:
-        for probe in self._health.useless - self._faults.keys():
+    def _check(self) -> None:
+        """See what the background found."""
+        for probe in self._outbox.health.useless - self._outbox.faults.keys():
             if self._hooks is not None:
                 self._hooks.disabled.add(probe)
             self.fault(
                 probe, ValueError("it gave nothing but NaN where other probes gave finite values")
             )
-        error = self._worker.error
+        error = self._outbox.error
         if error is not None and not self._detached:
-            say(
-                f"recording ended at step {self.steps}: the run cannot be written ({type(error).__name__}: {error})"
-            )
-            self._close("failed", f"{type(error).__name__}: {error}"[:500])
+            text = f"{type(error).__name__}: {error}"
+            say(f"recording ended at step {self.steps}: the run cannot be written ({text})")
+            self._close("failed", text[:500])
 
     def _close(self, state: str, reason: str = "") -> None:
         if self._detached or os.getpid() != self._process:  # a forked loader's copy is not ours
@@ -310,24 +255,7 @@ class Recorder:
         if self._hooks is not None:
             self._hooks.remove()
         self._flush()
-        silent = self._layout.silent()
-        if silent and self._layout.reductions:
-            self._notes.append(
-                f"no value from {', '.join(silent)}: not called in a measured step (a part that is not used, or whose "
-                "weight another module uses by itself), or reached by no gradient"
-            )
-        self._worker.stop()
-        failure = self._worker.error
-        try:
-            if failure is None:
-                self._writer.update(notes=list(self._notes), faults=dict(self._faults))
-            self._writer.close(
-                state if failure is None else "failed", reason or (str(failure) if failure else "")
-            )
-        except OSError as error:
-            say(
-                f"the run could not be closed ({type(error).__name__}: {error}); what was committed before is readable"
-            )
+        self._outbox.close(state, reason)
         self._observed.clear()
 
     def _at_exit(self) -> None:

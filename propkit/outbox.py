@@ -1,0 +1,144 @@
+"""What is on its way to the store: rows and curves on their devices, notes, faults, and the thread that writes them."""
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from propkit.background import Inline, Worker
+from propkit.curves import Curves
+from propkit.flush import write_flush
+from propkit.health import Health
+from propkit.layout import Layout
+from propkit.notices import say
+from propkit.ranks import Ranks
+from propkit.rows import Row, events
+from propkit.schema import Group
+from propkit.taps import Place
+
+if TYPE_CHECKING:
+    from propkit.writer import Writer
+
+FLUSH_ROWS = 64
+FLUSH_SECONDS = 10.0
+
+
+class Outbox:
+    """Buffers rows and curves, and hands them to the writer in the background.
+
+    Args:
+        writer: Where they go.
+        layout: Which columns there are.
+        threaded: Whether to write in a thread; in memory there is nothing to wait for.
+        notes: Remarks on what was left out, so far.
+        ranks: The processes that measure shares of the batch.
+    """
+
+    def __init__(
+        self,
+        writer: "Writer",
+        layout: Layout,
+        threaded: bool,
+        notes: list[str],
+        ranks: Ranks | None,
+    ) -> None:
+        self.rows: list[Row] = []
+        self.curves = Curves()
+        self.health = Health()
+        self.faults: dict[str, str] = {}
+        self._layout = layout
+        self._notes = notes
+        self._ranks = ranks
+        self._writer = writer
+        self._worker: Worker | Inline = Worker("propkit-writer") if threaded else Inline()
+        self._flushed = time.monotonic()
+
+    @property
+    def error(self) -> Exception | None:
+        """Why the run cannot be written any more."""
+        return self._worker.error
+
+    def note(self, text: str) -> None:
+        """Say something once, and keep it in the run."""
+        if text not in self._notes:
+            self._notes.append(text)
+            say(text)
+
+    def due(self) -> bool:
+        """Whether to flush now; with several ranks it may depend only on what all of them know alike."""
+        if self._ranks is not None:
+            return len(self.rows) >= FLUSH_ROWS
+        waiting = len(self.rows) + len(self.curves)
+        late = time.monotonic() - self._flushed > FLUSH_SECONDS
+        return waiting >= FLUSH_ROWS or (waiting > 0 and late)
+
+    def flush(
+        self,
+        places: Mapping[tuple[str, int], Place],
+        before: int | None,
+        fixed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Hand what is buffered to the writer; the only transfer from the device.
+
+        Args:
+            places: What is known of the sites.
+            before: Leave the curves from this step on, which may still grow; None: write all.
+            fixed: Called when the columns of the rows are fixed.
+        """
+        self._flushed = time.monotonic()
+        groups: list[Group] = []
+        if self.rows:
+            groups = self._layout.new_groups(places)
+            fixed()
+            for key in self._layout.strays():
+                self.note(
+                    f"{key.site} (call {key.call}) first gave {key.probe} after the columns were fixed: left out"
+                )
+        rows, self.rows = self.rows, []
+        curves, new_curves = self.curves.take(before)
+        if new_curves is not None:
+            groups.append(new_curves)
+        if not (rows or curves.steps or groups) and self._ranks is None:
+            return
+        self._worker.put(
+            functools.partial(
+                write_flush,
+                self._writer,
+                groups,
+                self._layout.plan(),
+                rows,
+                curves,
+                events(rows),
+                self._remarks(),
+                self._ranks,
+                self.health,
+            )
+        )
+
+    def drain(self) -> None:
+        """Wait until what was flushed is written."""
+        self._worker.drain()
+
+    def close(self, state: str, reason: str) -> None:
+        """Write what was flushed, then end the run."""
+        silent = self._layout.silent()
+        if silent and self._layout.reductions:
+            self._notes.append(
+                f"no value from {', '.join(silent)}: not called in a measured step (a part that is not used, or whose "
+                "weight another module uses by itself), or reached by no gradient"
+            )
+        self._worker.stop()
+        failure = self._worker.error
+        try:
+            if failure is None:
+                self._writer.update(**self._remarks())
+                self._writer.close(state, reason)
+            else:
+                self._writer.close("failed", reason or str(failure))
+        except OSError as error:
+            say(
+                f"the run could not be closed ({type(error).__name__}: {error}); what was committed is readable"
+            )
+
+    def _remarks(self) -> dict[str, object]:
+        return {"notes": list(self._notes), "faults": dict(self.faults)}
