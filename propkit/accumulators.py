@@ -85,7 +85,9 @@ def read(
 ) -> tuple[torch.Tensor, ...]:
     """The values of all buffers, 0-d, NaN where nothing was added; the buffers are emptied. Waits for no device."""
     held = torch.cat(buffers)
-    torch._foreach_copy_(buffers, list(reading.start.split(reading.sizes)))
+    # A backward pass that is still to come may use the buffers: for autograd they are as they were.
+    with torch.autograd.grad_mode._unsafe_preserve_version_counter(tuple(buffers)):
+        torch._foreach_copy_(buffers, list(reading.start.split(reading.sizes)))
     values, weights = held[reading.values], held[reading.weights]
     values = torch.where(reading.kinds == _MEAN, values / weights, values)
     values = torch.where(reading.kinds == _NORM, values.sqrt(), values)

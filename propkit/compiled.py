@@ -15,17 +15,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from propkit.buffers import Buffers
+from propkit.hooks import Hook, NoticedHook
 from propkit.notices import say
 from propkit.numbering import Numbering
+from propkit.signals import transformed
 from propkit.traceable import check_traceable
+from propkit.traced import SiteHook
 from propkit.values import GRADIENTS, OF_A_CALL, TRAINING, Key, end_of
 
 if TYPE_CHECKING:
     from propkit.taps import Taps
-    from propkit.traced import SiteHook
 
 T = TypeVar("T")
 
@@ -57,14 +60,21 @@ class Compiled:
         self._ran: set[tuple[str, int]] = set()  # in this step, as far as it was asked
         self._weighed = False  # in this step
         self._told = False
+        self._fault: Exception | None = None
+        self._marked: dict[nn.Module, Any] = {}
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
     def listen(self) -> None:
         """Be told before anything is traced."""
+        for hook in (Hook, NoticedHook, SiteHook):
+            # Traced as part of a graph, but no graph of its own: between graphs they are called as in eager PyTorch.
+            torch._dynamo.eval_frame.skip_code(hook.__call__.__code__)
         callbacks = torch._dynamo.callback.callback_handler.start_callbacks
         if self._compiling not in callbacks:
             callbacks.append(self._compiling)
+            if torch._dynamo.convert_frame.input_codes.seen:
+                self._mark()
 
     def begin(self, active: frozenset[str]) -> None:
         """Measure these probes in the steps that follow."""
@@ -89,6 +99,9 @@ class Compiled:
         if self.traced and not self._taps.idle:
             self.guarded(self._deliver, None)
         self._weighed = False
+        if self._fault is not None:
+            fault, self._fault = self._fault, None
+            self._taps.receiver.broken(fault)
 
     def close(self) -> None:
         """Listen no more; graphs that exist measure nothing."""
@@ -97,6 +110,10 @@ class Compiled:
             callbacks.remove(self._compiling)
         if self._pre_step is not None:
             self._pre_step.remove()
+        for module, forward in self._marked.items():
+            if module.__dict__.get("forward") is forward:
+                del module.__dict__["forward"]
+        self._marked.clear()
         self.traced = False
         for hook in self.buffers.hooks:
             hook.variant = ""
@@ -111,8 +128,19 @@ class Compiled:
 
     # -- in the middle of a trace ---------------------------------------------------------------------------------
 
-    def arrive(self, hook: "SiteHook", shape: str) -> int:
-        """A traced call reaches one end of a site; returns its number in the forward."""
+    def in_trace(self, action: Callable[[], T], otherwise: T) -> T:
+        """Keep propkit's own faults until the step is over: hooks must not be taken out during a trace."""
+        try:
+            return action()
+        except Exception as error:
+            self._fault = self._fault or error
+            return otherwise
+
+    def arrive(self, hook: SiteHook, shape: str) -> int:
+        """A traced call reaches one end of a site: its number in the forward, -1 in a `torch.func` transform."""
+        if transformed():
+            self._taps.skipped_transforms += 1
+            return -1
         if not self.traced:
             self.traced = True
             self._pre_step = register_optimizer_step_pre_hook(
@@ -126,7 +154,7 @@ class Compiled:
         self._taps.visit(hook.site.name, number, received, shape)
         return number
 
-    def traceable(self, hook: "SiteHook", k: int, ndim: int) -> bool:
+    def traceable(self, hook: SiteHook, k: int, ndim: int) -> bool:
         """Whether a measurement may go into the graph; a probe that may not is switched off, and it is said."""
         probe, m = hook.here[k]
         if probe in self._taps.disabled:
@@ -147,14 +175,25 @@ class Compiled:
                 self._verdicts[case] = True
             except Exception as error:  # whatever a probe does, training goes on
                 self._verdicts[case] = False
-                why = str(error).strip().partition("\n")[0]
+                why = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
                 self._switch_off(probe, TypeError(f"not possible in a compiled graph ({why})"))
         return self._verdicts[case]
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _compiling(self, *_: Any) -> None:
+        self._mark()
         self.guarded(self._taps.expect_trace, None)
+
+    def _mark(self) -> None:
+        """Keep graphs that were made for other models of the same classes, without hooks, from being used for this one.
+
+        A graph is not guarded by the absence of hooks, but by that of a ``forward`` in the module's own dictionary.
+        """
+        for tap in self._taps.sites:
+            module = tap.site.module
+            if "forward" not in module.__dict__:
+                self._marked[module] = module.__dict__["forward"] = module.forward
 
     def _switch_off(self, probe: str, error: Exception) -> None:
         if probe not in self._taps.disabled:

@@ -1,5 +1,6 @@
 """Whether a probe's function can be part of a compiled graph, found out before it spoils one."""
 
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,14 +42,22 @@ def check_traceable(m: Measurement, module: nn.Module, ndim: int) -> None:
         return y
 
     example = torch.ones((_SIZE,) * ndim, requires_grad=True)
+    alone = len(m.signals) == 1  # else the example's sizes may just not fit together
+    if alone:
+        run(example.detach())  # its own errors are clearer than the compiler's
+    # The compiler counts its graphs by code object, and gives up after eight.
+    fresh = types.FunctionType(
+        trial.__code__.replace(), trial.__globals__, "trial", None, trial.__closure__
+    )
     try:
-        torch.compile(trial, backend="aot_eager", fullgraph=True, dynamic=False)(example)
+        torch.compile(fresh, backend="aot_eager", fullgraph=True, dynamic=False)(example)
     except torch._dynamo.exc.TorchRuntimeError:
-        if len(m.signals) == 1:  # else the example's sizes may just not fit together
+        if alone:
             raise
 
 
 def _check_values(values: Any) -> None:
     for value in values.values() if isinstance(values, Mapping) else (values,):
         if not isinstance(value, torch.Tensor) or value.ndim:
-            raise TypeError("expected 0-d tensors as values")
+            found = tuple(value.shape) if isinstance(value, torch.Tensor) else repr(value)
+            raise TypeError(f"expected 0-d tensors as values, found {found}")

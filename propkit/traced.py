@@ -6,6 +6,7 @@ graph, no Python object changes when it runs, so that there is no graph break. W
 names) it learns while the graph is traced, from the methods marked ``assume_constant_result``: they run once per trace.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -128,13 +129,14 @@ class SiteHook(Hook):
         asked = [s for k in later for s in self.here[k][1].signals]
         kept = {name: t.clone() for name, t in signals.items() if name in asked}
 
-        def arrived(grad: torch.Tensor) -> None:
+        def arrived(grad: torch.Tensor) -> torch.Tensor:
             for k in later:
                 self._add(number, k, module, {**kept, f"grad_{self.end}": grad})
+            return grad
 
         tensor.register_hook(arrived)
         for k in later:
-            if self.has_buffer(number, k):
+            if self.has_buffer(number, k) and self.may_mark():
                 buffer = getattr(self, f"b{number}_{k}")
                 _Unchecked.apply(tensor.sum(), buffer)  # type: ignore[no-untyped-call]
 
@@ -169,12 +171,12 @@ class SiteHook(Hook):
     def arrive(self, shape: tuple[int, ...] | None) -> int:
         """A call reaches this end: its number in the forward, -1 after a fault of propkit's."""
         text = "" if shape is None else str(shape).replace("-1", "?")
-        return self.owner.guarded(lambda: self.owner.arrive(self, text), -1)
+        return self.owner.in_trace(lambda: self.owner.arrive(self, text), -1)
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def traceable(self, k: int, ndim: int) -> bool:
         """Whether measurement `k` can be part of a graph; said once if not."""
-        return self.owner.guarded(lambda: self.owner.traceable(self, k, ndim), False)
+        return self.owner.in_trace(lambda: self.owner.traceable(self, k, ndim), False)
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def is_view(self, ndim: int) -> bool:
@@ -198,12 +200,22 @@ class SiteHook(Hook):
         return (number, k) in self.variables
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def may_mark(self) -> bool:
+        """Whether `_Unchecked` can be traced: the compiler itself does something deprecated there."""
+        try:
+            with warnings.catch_warnings(record=True):
+                torch.autograd.Function()
+        except Warning:  # turned into an error by a filter
+            return False
+        return True
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def rules(
         self, number: int, k: int, names: tuple[str, ...], device: str, index: int | None
     ) -> str:
         """Make sure that there is a buffer for these values; their reductions, separated by commas."""
         buffers, place = self.owner.buffers, _device(device, index)
-        return self.owner.guarded(lambda: buffers.allocate(self, number, k, names, place), "")
+        return self.owner.in_trace(lambda: buffers.allocate(self, number, k, names, place), "")
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def counter(self, number: int, device: str, index: int | None) -> bool:
