@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from propkit.compatibility import compatibility
     from propkit.measure import measure
     from propkit.probe import Probe, probe
-    from propkit.recorder import Recorder
+    from propkit.recording.recorder import Recorder
     from propkit.schedules import log_spaced
-    from propkit.store import Run, open
+    from propkit.store.run import Run, open
 
 __version__ = "0.1.0"
 __all__ = [
@@ -53,8 +53,8 @@ publish(
     __name__,
     {
         "Probe": "propkit.probe",
-        "Recorder": "propkit.recorder",
-        "Run": "propkit.store",
+        "Recorder": "propkit.recording.recorder",
+        "Run": "propkit.store.run",
         "attach": "propkit.attach",
         "compatibility": "propkit.compatibility",
         "data": "propkit.data",
@@ -62,7 +62,7 @@ publish(
         "log_spaced": "propkit.schedules",
         "measure": "propkit.measure",
         "models": "propkit.models",
-        "open": "propkit.store",
+        "open": "propkit.store.run",
         "probe": "propkit.probe",
         "probes": "propkit.probes",
         "recipes": "propkit.recipes",

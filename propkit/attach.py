@@ -9,23 +9,23 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from propkit.blocks import find_blocks
-from propkit.layout import Layout
-from propkit.loss_scale import LossScale
+from propkit.hooks.loss_scale import LossScale
+from propkit.hooks.steps import OptimizerSteps
+from propkit.hooks.taps import Taps
 from propkit.notices import say
-from propkit.outbox import Outbox
 from propkit.probe import Probe
-from propkit.provenance import describe_run
-from propkit.ranks import Ranks
-from propkit.recorder import Recorder
+from propkit.recording.layout import Layout
+from propkit.recording.outbox import Outbox
+from propkit.recording.provenance import describe_run
+from propkit.recording.ranks import Ranks
+from propkit.recording.recorder import Recorder
 from propkit.registry import find_probes
 from propkit.schedules import Schedule, as_schedule
 from propkit.sites import find_sites
-from propkit.steps import OptimizerSteps
-from propkit.taps import Taps
 
 if TYPE_CHECKING:
-    from propkit.store import Run
-    from propkit.writer import Writer
+    from propkit.store.run import Run
+    from propkit.store.writer import Writer
 
 When = int | Schedule
 
@@ -168,9 +168,9 @@ def _schedules(every: When | Mapping[str, When], names: list[str]) -> dict[str, 
 def _open_writer(
     store: str | os.PathLike[str] | None, attributes: dict[str, Any], overwrite: bool
 ) -> "tuple[Writer, Any]":
-    from propkit import store as stores
-    from propkit.memory import MemoryWriter
-    from propkit.writer import ZarrWriter
+    from propkit.store import run as stores
+    from propkit.store.memory import MemoryWriter
+    from propkit.store.writer import ZarrWriter
 
     if store is None:
         memory = MemoryWriter(attributes)

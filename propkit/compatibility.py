@@ -7,15 +7,21 @@ import torch
 from torch import nn
 
 from propkit.blocks import find_blocks
-from propkit.compatibility_report import NO, PARTLY, YES, Compatibility, SiteReport
-from propkit.inspection import NOTHING_ARRIVED, Facts, Inspector, peculiarities, why_missing
-from propkit.one_pass import bare_model, copied, tapped
+from propkit.diagnosis.compatibility_report import NO, PARTLY, YES, Compatibility, SiteReport
+from propkit.diagnosis.inspection import (
+    NOTHING_ARRIVED,
+    Facts,
+    Inspector,
+    peculiarities,
+    why_missing,
+)
+from propkit.diagnosis.one_pass import bare_model, copied, tapped
+from propkit.diagnosis.untouched import differentiate
+from propkit.hooks.signals import tensors_in
+from propkit.hooks.taps import Key
 from propkit.probe import Measurement, Probe
 from propkit.registry import find_probes
-from propkit.signals import tensors_in
 from propkit.sites import ROOT, Site, find_sites
-from propkit.taps import Key
-from propkit.untouched import differentiate
 
 _COMPILED = "it is compiled already, so hooks put in now would not run: attach before torch.compile"
 
@@ -108,7 +114,7 @@ class _Arrivals:
         self,
         key: Key,
         measurement: Measurement,
-        value: torch.Tensor,  # noqa: ARG002 - the signature of `propkit.taps.Receiver`
+        value: torch.Tensor,  # noqa: ARG002 - the signature of `propkit.hooks.taps.Receiver`
         weight: float,  # noqa: ARG002
         origin: int,  # noqa: ARG002
     ) -> None:

@@ -13,7 +13,7 @@ from propkit.recipes import Recipe
 from propkit.training import evaluate, generator, initialize, sgd, train
 
 if TYPE_CHECKING:
-    from propkit.recorder import Recorder
+    from propkit.recording.recorder import Recorder
 
 
 @dataclass(frozen=True)

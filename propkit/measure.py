@@ -7,17 +7,17 @@ from typing import Any
 import torch
 
 from propkit.blocks import find_blocks
-from propkit.diagnosis import Diagnosis
-from propkit.layout import Layout
-from propkit.memory import MemoryWriter
+from propkit.diagnosis.diagnosis import Diagnosis
+from propkit.diagnosis.one_pass import Collector, bare_model, copied, layers, tapped
+from propkit.diagnosis.untouched import differentiate
+from propkit.diagnosis.verdict import Thresholds
 from propkit.notices import say
-from propkit.one_pass import Collector, bare_model, copied, layers, tapped
 from propkit.probe import Probe
-from propkit.provenance import describe_run
+from propkit.recording.layout import Layout
+from propkit.recording.provenance import describe_run
 from propkit.registry import DEFAULT_PROBES, find_probes
 from propkit.sites import find_sites
-from propkit.untouched import differentiate
-from propkit.verdict import Thresholds
+from propkit.store.memory import MemoryWriter
 
 Loss = Callable[..., torch.Tensor]
 
@@ -106,7 +106,7 @@ def measure(
     attributes |= {"notes": notes, "training": model.training, "loss": number}
     writer = MemoryWriter(attributes)
     collector.write(writer, taps.places)
-    from propkit.store import Run
+    from propkit.store.run import Run
 
     return Diagnosis(
         Run.from_memory(writer),

@@ -39,6 +39,7 @@ def main(store: str, kind: str, steps: int, die: bool) -> None:
             F.cross_entropy(model(x[step, mine]), y[step, mine]).backward()
             optimizer.step()
             recorder.log(rank=rank)
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -627,7 +627,7 @@ def test_a_fault_of_propkit_itself_ends_the_recording_and_not_the_training(monke
     def fails(*_):
         raise ArithmeticError("a bug")
 
-    monkeypatch.setattr("propkit.recorder.make_row", fails)
+    monkeypatch.setattr("propkit.recording.recorder.make_row", fails)
     cross_entropy(x, y)(model).backward()
     with pytest.warns(PropkitWarning, match="recording ended at step 0 by a fault in propkit"):
         optimizer.step()

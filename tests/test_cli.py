@@ -161,7 +161,7 @@ def test_overwrite(loaded, tmp_path):
 
 
 def test_interrupt_keeps_a_readable_run(loaded, tmp_path, monkeypatch, capsys):
-    from propkit.recorder import Recorder
+    from propkit.recording.recorder import Recorder
 
     log = Recorder.log
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import propkit
-from propkit.compatibility_report import Compatibility, SiteReport
+from propkit.diagnosis.compatibility_report import Compatibility, SiteReport
 from propkit.testing import TinyPlain, TinyResNet, mlp
 from tests.conftest import Case, cross_entropy, sgd
 

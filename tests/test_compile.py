@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 import propkit
-from propkit.compiled import Compiled
+from propkit.hooks.compiled import Compiled
 from propkit.notices import PropkitWarning
 from propkit.testing import Signals, TinyResNet, brute_force
 from tests.conftest import Case, cross_entropy, make_case, sgd
@@ -668,7 +668,7 @@ def test_an_export_holds_nothing_of_ours() -> None:
 
 
 def test_an_older_pytorch_leaves_gradients_out_and_says_so(monkeypatch) -> None:
-    monkeypatch.setattr("propkit.compiled._GRADIENT_HOOKS", False)
+    monkeypatch.setattr("propkit.hooks.compiled._GRADIENT_HOOKS", False)
     model, x, y = make_case("mlp")
     oracle = brute_force(model, cross_entropy(x, y))
     optimizer = sgd(model)

@@ -34,7 +34,7 @@ def _loaded_after(code: str) -> set[str]:
         ("import propkit; f = propkit.figures; f.fig2; f.fig3; f.fig4", {"torch"}),
         (
             "import propkit.training, propkit.models, propkit.data",
-            {"propkit.attach", "propkit.recorder"},
+            {"propkit.attach", "propkit.recording.recorder"},
         ),
     ],
 )
@@ -58,12 +58,11 @@ def _imports(path: Path) -> set[str]:
         ("figures", {"torch"}),
         ("probes", {"zarr", "xarray", "matplotlib"}),
         ("spectra", {"zarr", "xarray", "matplotlib"}),
-        ("training", {"propkit.attach", "propkit.recorder"}),
-        ("models", {"propkit.attach", "propkit.recorder"}),
-        ("data", {"propkit.attach", "propkit.recorder"}),
-        ("recipes", {"propkit.attach", "propkit.recorder"}),
-        ("store.py", {"torch", "matplotlib"}),
-        ("writer.py", {"torch", "matplotlib"}),
+        ("training", {"propkit.attach", "propkit.recording.recorder"}),
+        ("models", {"propkit.attach", "propkit.recording.recorder"}),
+        ("data", {"propkit.attach", "propkit.recording.recorder"}),
+        ("recipes", {"propkit.attach", "propkit.recording.recorder"}),
+        ("store", {"torch", "matplotlib"}),
         ("schema.py", {"torch", "xarray", "zarr", "matplotlib"}),
     ],
 )

@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import propkit
-from propkit.diagnosis import Diagnosis
+from propkit.diagnosis.diagnosis import Diagnosis
+from propkit.diagnosis.verdict import Thresholds
 from propkit.testing import brute_force, mlp
-from propkit.verdict import Thresholds
 from tests.conftest import Case, cross_entropy, make_case, sgd
 
 EXACT = {"rtol": 1e-5, "atol": 1e-30}

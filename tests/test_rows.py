@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from propkit.curves import Curves
-from propkit.rows import Observation, combine, make_row, scalars_to_host, to_host
-from propkit.taps import EVALUATION, NEUTRAL, TRAINING
+from propkit.hooks.taps import EVALUATION, NEUTRAL, TRAINING
+from propkit.recording.curves import Curves
+from propkit.recording.rows import Observation, combine, make_row, scalars_to_host, to_host
 
 RULES = ["mean", "sum", "norm", "max", "min"]
 VALUES = st.lists(

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from propkit.steps import OptimizerSteps
+from propkit.hooks.steps import OptimizerSteps
 from propkit.testing import mlp
 
 

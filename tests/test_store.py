@@ -12,10 +12,10 @@ import xarray as xr
 import zarr
 
 import propkit
-from propkit.memory import MemoryWriter
 from propkit.schema import SCHEMA_VERSION, Group, Variable
-from propkit.store import Run
-from propkit.writer import ZarrWriter
+from propkit.store.memory import MemoryWriter
+from propkit.store.run import Run
+from propkit.store.writer import ZarrWriter
 
 MOMENT = Group(
     "error_moment",
@@ -313,7 +313,7 @@ WRITER = """
 import os, random, sys, time
 import numpy as np
 from pathlib import Path
-from propkit import arrays, writer
+from propkit.store import arrays, writer
 from propkit.schema import Group, Variable
 
 def value(step, group, variable, sites):

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import propkit
-from propkit.diagnosis import Diagnosis
+from propkit.diagnosis.diagnosis import Diagnosis
+from propkit.diagnosis.verdict import Evidence, Thresholds, judge
 from propkit.testing import TinyResNet
-from propkit.verdict import Evidence, Thresholds, judge
 from tests.conftest import make_case
 
 

@@ -20,14 +20,14 @@ import xarray as xr
 import zarr
 from hypothesis import given, settings
 
-import propkit.store
-from propkit import arrays, hold
-from propkit.attributes import to_json
-from propkit.memory import MemoryWriter
+import propkit.store.run
 from propkit.schema import Group, Variable
-from propkit.store import Run
-from propkit.table import Table
-from propkit.writer import Writer, ZarrWriter
+from propkit.store import arrays, hold
+from propkit.store.attributes import to_json
+from propkit.store.memory import MemoryWriter
+from propkit.store.run import Run
+from propkit.store.table import Table
+from propkit.store.writer import Writer, ZarrWriter
 
 SITES = 3
 COORDS = {
@@ -145,7 +145,7 @@ def test_opens_at_every_stage(tmp_path, rows):
 def test_commit_counts_and_is_dated(tmp_path):
     writer = create(tmp_path / "run.zarr")
     for seq in range(3):
-        commit = propkit.store.open(writer.path).attributes["commit"]
+        commit = propkit.store.run.open(writer.path).attributes["commit"]
         assert commit["seq"] == seq
         assert commit["time"].endswith("+00:00")
         writer.commit()
@@ -184,7 +184,7 @@ def test_new_curves_appear_later(tmp_path, small_chunks):
         for step in range(21, 40):
             either.append("log", np.array([step]), {"accuracy": np.array([float(step)])})
         either.close("complete")
-    for run in (propkit.store.open(writer.path), Run.from_memory(memory)):
+    for run in (propkit.store.run.open(writer.path), Run.from_memory(memory)):
         log = run["log"]
         loss, accuracy = np.full(40, np.nan), np.full(40, np.nan)
         loss[:20], accuracy[20], accuracy[21:] = np.arange(20), 0.5, np.arange(21, 40)
@@ -241,10 +241,10 @@ def test_any_sequence_gives_what_lists_give(plan):
                 if disk.left >= 0:
                     memory.commit()
                     seen = (len(steps), len(points), len(names))
-            check(propkit.store.open(writer.path), *seen, steps, points, names)
+            check(propkit.store.run.open(writer.path), *seen, steps, points, names)
         for either in both:
             either.close("complete")
-        for run in (propkit.store.open(writer.path), Run.from_memory(memory)):
+        for run in (propkit.store.run.open(writer.path), Run.from_memory(memory)):
             check(run, len(steps), len(points), len(names), steps, points, names)
 
 
@@ -314,14 +314,16 @@ def test_a_commit_that_fails_changes_nothing_and_is_tried_again(tmp_path, small_
         if done:
             break
         assert (path / "zarr.json").read_bytes() == before
-        assert propkit.store.open(path)["error_moment"].sizes["step"] == 5
+        assert propkit.store.run.open(path)["error_moment"].sizes["step"] == 5
         np.testing.assert_array_equal(
-            propkit.store.open(path)["error_moment"].output, block(range(5))
+            propkit.store.run.open(path)["error_moment"].output, block(range(5))
         )
         assert [file.name for file in tmp_path.iterdir()] == ["run.zarr"]
     assert calls > 20
-    np.testing.assert_array_equal(propkit.store.open(path)["error_moment"].step, range(30))
-    np.testing.assert_array_equal(propkit.store.open(path)["error_moment"].output, block(range(30)))
+    np.testing.assert_array_equal(propkit.store.run.open(path)["error_moment"].step, range(30))
+    np.testing.assert_array_equal(
+        propkit.store.run.open(path)["error_moment"].output, block(range(30))
+    )
 
 
 def test_a_curve_whose_definition_fails_is_defined_again(tmp_path, small_chunks):
@@ -334,11 +336,11 @@ def test_a_curve_whose_definition_fails_is_defined_again(tmp_path, small_chunks)
         with failing(after=calls), pytest.raises(OSError, match="No space"):
             writer.define(accuracy)
         writer.commit()
-        assert list(propkit.store.open(writer.path)["log"].data_vars) == ["loss"]
+        assert list(propkit.store.run.open(writer.path)["log"].data_vars) == ["loss"]
     writer.define(accuracy)
     writer.append("log", np.array([3]), {"accuracy": np.array([0.5])})
     writer.commit()
-    log = propkit.store.open(writer.path)["log"]
+    log = propkit.store.run.open(writer.path)["log"]
     np.testing.assert_array_equal(log.accuracy, [np.nan] * 3 + [0.5])
 
 
@@ -351,9 +353,9 @@ def test_rows_appended_after_a_failure_are_kept_too(tmp_path):
     fill(writer, range(5, 90))
     with failing(after=0), pytest.raises(OSError, match="No space left"):
         writer.close("complete")
-    assert propkit.store.open(writer.path).state == "running"
+    assert propkit.store.run.open(writer.path).state == "running"
     writer.close("interrupted", "out of space once")
-    run = propkit.store.open(writer.path)
+    run = propkit.store.run.open(writer.path)
     assert (run.state, run.attributes["reason"]) == ("interrupted", "out of space once")
     np.testing.assert_array_equal(run["error_moment"].output, block(range(90)))
 
@@ -395,7 +397,7 @@ def test_wrong_rows_are_refused_and_nothing_of_them_is_kept(tmp_path, kind):
     ):
         with pytest.raises(ValueError, match="is closed: nothing can be added"):
             late()
-    run = propkit.store.open(writer.path) if kind == "zarr" else Run.from_memory(writer)
+    run = propkit.store.run.open(writer.path) if kind == "zarr" else Run.from_memory(writer)
     assert run.state == "complete"
     np.testing.assert_array_equal(run["error_moment"].step, [3, 7, 8])
     np.testing.assert_array_equal(run["error_moment"].output[2], one[0])
@@ -425,7 +427,7 @@ def test_groups_that_cannot_be_stored(tmp_path, kind, group, match):
         writer.define(Group("log", (Variable("a/b"),)))
     writer.append("log", np.array([1]), {"loss": np.array([1.0])})
     writer.close("complete")
-    run = propkit.store.open(writer.path) if kind == "zarr" else Run.from_memory(writer)
+    run = propkit.store.run.open(writer.path) if kind == "zarr" else Run.from_memory(writer)
     assert list(run) == ["log"]
     assert list(run["log"].data_vars) == ["loss"]
 
@@ -438,7 +440,7 @@ def test_what_is_appended_is_copied(tmp_path):
         step[:], loss[:] = -1, -1
         writer.commit()
         run = Run.from_memory(writer) if isinstance(writer, MemoryWriter) else None
-        log = (run or propkit.store.open(writer.path))["log"]
+        log = (run or propkit.store.run.open(writer.path))["log"]
         assert (log.step.item(), log.loss.item()) == (1, 0.5)
 
 
@@ -477,7 +479,7 @@ def test_overwriting_a_run(tmp_path):
     writer.define(LOSS)
     writer.close("complete")
     ZarrWriter.create(path, {"label": "new"}, overwrite=True)
-    run = propkit.store.open(path)
+    run = propkit.store.run.open(path)
     assert run.label == "new"
     assert len(run) == 0
     assert [file.name for file in tmp_path.iterdir()] == ["run.zarr"]
@@ -508,7 +510,7 @@ def test_nothing_but_a_run_is_overwritten(tmp_path, kind):
 def test_a_second_writer_is_refused_while_the_first_lives(tmp_path):
     path = tmp_path / "run.zarr"
     writer = create(path)
-    created = propkit.store.open(path).attributes["created"]
+    created = propkit.store.run.open(path).attributes["created"]
     with pytest.raises(BlockingIOError) as error:
         ZarrWriter.create(path, {}, overwrite=True)
     for word in (str(path), f"process {os.getpid()}", f"since {created}", "another name"):
@@ -546,7 +548,7 @@ def test_one_of_many_creators_wins(tmp_path):
             thread.join()
         assert (len(winners), len(losers)) == (1, 7)
         winners[0].close("complete")
-        assert propkit.store.open(path).state == "complete"
+        assert propkit.store.run.open(path).state == "complete"
     assert {file.name for file in tmp_path.iterdir()} == {"False.zarr", "True.zarr"}
 
 
@@ -568,7 +570,7 @@ def test_a_run_that_has_just_taken_the_place_is_not_replaced(tmp_path):
         pytest.raises(FileExistsError, match="another run has just been created"),
     ):
         ZarrWriter.create(path, {"label": "slower"}, overwrite=True)
-    assert propkit.store.open(path).label == "faster"
+    assert propkit.store.run.open(path).label == "faster"
     others[0].commit()
     assert {file.name for file in tmp_path.iterdir()} == {"run.zarr", "old.zarr"}
 
@@ -584,7 +586,7 @@ def test_a_creation_that_fails_leaves_nothing(tmp_path):
         pytest.raises(OSError, match="broken"),
     ):
         ZarrWriter.create(path, {}, overwrite=True)
-    assert propkit.store.open(path).label == "old"
+    assert propkit.store.run.open(path).label == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["run.zarr"]
 
 
@@ -596,7 +598,7 @@ def test_the_store_appears_whole(tmp_path):
 
     def watched(self, target):
         seen.append(path.exists())
-        propkit.store.open(self)
+        propkit.store.run.open(self)
         return rename(self, target)
 
     with mock.patch.object(Path, "rename", watched):
@@ -606,7 +608,7 @@ def test_the_store_appears_whole(tmp_path):
 
 def test_parents_are_created_or_the_error_says_what_is_wrong(tmp_path, monkeypatch):
     writer = create(tmp_path / "a" / "b" / "run.zarr")
-    assert propkit.store.open(tmp_path / "a/b/run.zarr").state == "running"
+    assert propkit.store.run.open(tmp_path / "a/b/run.zarr").state == "running"
     writer.close("complete")
     (tmp_path / "file").write_text("")
     with pytest.raises(
@@ -646,7 +648,7 @@ def test_a_store_that_was_taken_away_is_not_written_to(tmp_path, how):
             attempt()
     assert sorted(tmp_path.rglob("*")) == files
     if how == "replaced":
-        assert propkit.store.open(path).contents["log"].rows == 0
+        assert propkit.store.run.open(path).contents["log"].rows == 0
 
 
 def test_the_working_directory_may_change(tmp_path, monkeypatch):
@@ -655,7 +657,7 @@ def test_the_working_directory_may_change(tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     writer.define(LOSS)
     writer.close("complete")
-    assert propkit.store.open(tmp_path / "run.zarr").state == "complete"
+    assert propkit.store.run.open(tmp_path / "run.zarr").state == "complete"
 
 
 # --- attributes -------------------------------------------------------------------------------
@@ -705,7 +707,7 @@ def test_updates_wait_for_the_commit(tmp_path):
         run = (
             Run.from_memory(writer)
             if isinstance(writer, MemoryWriter)
-            else propkit.store.open(writer.path)
+            else propkit.store.run.open(writer.path)
         )
         writer.update(notes=["skipped fc"])
         assert "notes" not in run.refresh().attributes
@@ -716,8 +718,8 @@ def test_updates_wait_for_the_commit(tmp_path):
 
 def test_importing_loads_neither_torch_nor_zarr_nor_xarray():
     code = (
-        "import sys, propkit.store, propkit.writer, propkit.memory;"
-        "w = propkit.memory.MemoryWriter({}); propkit.Run.from_memory(w);"
+        "import sys, propkit.store.run, propkit.store.writer, propkit.store.memory;"
+        "w = propkit.store.memory.MemoryWriter({}); propkit.Run.from_memory(w);"
         "loaded = {'torch', 'zarr', 'xarray', 'dask'} & set(sys.modules);"
         "sys.exit(str(loaded) if loaded else 0)"
     )

@@ -108,7 +108,7 @@ def need(run: RunLike, group: str, figure: str) -> xr.Dataset:
 
 def _opened(run: AnyRun) -> RunLike:
     if isinstance(run, (str, os.PathLike)):
-        from propkit.store import open as open_run
+        from propkit.store.run import open as open_run
 
         opened: RunLike = open_run(run)
         return opened

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from propkit import Run
-from propkit.memory import MemoryWriter
 from propkit.schema import Group, Variable
-from propkit.writer import ZarrWriter
+from propkit.store.memory import MemoryWriter
+from propkit.store.writer import ZarrWriter
 
 Groups = Mapping[str, Mapping[str, Any]]
 TYPES = ["Conv2d", "Conv2d", "Conv2d", "Linear"]

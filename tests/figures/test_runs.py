@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from propkit.figures.runs import FigureError, gather, need
-from propkit.memory import MemoryWriter
 from propkit.schema import Group, Variable
-from propkit.store import Run
+from propkit.store.memory import MemoryWriter
+from propkit.store.run import Run
 
 SOME = {"error_moment": {"output": np.ones((1, 4))}}
 

@@ -219,7 +219,7 @@ def test_a_module_that_returns_its_parameter() -> None:
     reason="a group's columns are fixed when its first rows are written; later sites are noted",
 )
 def test_a_part_that_first_runs_after_rows_were_written(monkeypatch) -> None:
-    monkeypatch.setattr(propkit.recorder, "FLUSH_ROWS", 2)
+    monkeypatch.setattr(propkit.recording.recorder, "FLUSH_ROWS", 2)
     model = vision.StochasticDepth()
     optimizer = sgd(model)
     with propkit.attach(model, probes="gradient_norm") as recorder:

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 
-from propkit.layout import Layout
-from propkit.loss_scale import LossScale
+from propkit.hooks.loss_scale import LossScale
+from propkit.hooks.taps import Key, Place
 from propkit.notices import say
-from propkit.outbox import Outbox
 from propkit.probe import Measurement
-from propkit.ranks import Ranks
-from propkit.rows import Observation, make_row
+from propkit.recording.layout import Layout
+from propkit.recording.outbox import Outbox
+from propkit.recording.ranks import Ranks
+from propkit.recording.rows import Observation, make_row
 from propkit.schedules import Schedule
-from propkit.taps import Key, Place
 
 if TYPE_CHECKING:
-    from propkit.store import Run
+    from propkit.store.run import Run
 
 
 class Hooks(Protocol):
-    """What the recorder needs of the hooks on the model (see `propkit.taps.Taps`)."""
+    """What the recorder needs of the hooks on the model (see `propkit.hooks.taps.Taps`)."""
 
     places: dict[tuple[str, int], Place]
     disabled: set[str]

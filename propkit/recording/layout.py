@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from propkit.hooks.taps import Key, Place
 from propkit.probe import Measurement, Probe, Reduction
-from propkit.rows import Floats
+from propkit.recording.rows import Floats
 from propkit.schema import Group, Variable
 from propkit.sites import Site, fans, type_name
-from propkit.taps import Key, Place
 
 
 class Layout:

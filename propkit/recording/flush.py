@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from propkit.curves import CurveRows
-from propkit.health import Health
-from propkit.layout import Plan
-from propkit.ranks import Ranks, Shares, join
-from propkit.rows import Row, Values, combine, rows_to_host
+from propkit.recording.curves import CurveRows
+from propkit.recording.health import Health
+from propkit.recording.layout import Plan
+from propkit.recording.ranks import Ranks, Shares, join
+from propkit.recording.rows import Row, Values, combine, rows_to_host
 from propkit.schema import LOG, Group
 
 if TYPE_CHECKING:
-    from propkit.writer import Writer
+    from propkit.store.writer import Writer
 
 
 def write_flush(

@@ -5,19 +5,19 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from propkit.background import Inline, Worker
-from propkit.curves import Curves
-from propkit.flush import write_flush
-from propkit.health import Health
-from propkit.layout import Layout
+from propkit.hooks.taps import Place
 from propkit.notices import say
-from propkit.ranks import Ranks
-from propkit.rows import Row, events
+from propkit.recording.background import Inline, Worker
+from propkit.recording.curves import Curves
+from propkit.recording.flush import write_flush
+from propkit.recording.health import Health
+from propkit.recording.layout import Layout
+from propkit.recording.ranks import Ranks
+from propkit.recording.rows import Row, events
 from propkit.schema import Group
-from propkit.taps import Place
 
 if TYPE_CHECKING:
-    from propkit.writer import Writer
+    from propkit.store.writer import Writer
 
 FLUSH_ROWS = 64
 FLUSH_SECONDS = 10.0
@@ -129,6 +129,11 @@ class Outbox:
             )
         self._worker.stop()
         failure = self._worker.error
+        if failure is None and self._ranks is not None and state == "complete":
+            try:
+                self._ranks.part()
+            except RuntimeError as error:
+                say(f"not all ranks ended the run together ({error})")
         try:
             if failure is None:
                 self._writer.update(**self._remarks())

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from propkit.attributes import to_json
-from propkit.memory import MemoryWriter
-from propkit.root import local, read_root
 from propkit.schema import LOG, SITE, STATES, STEP
-from propkit.table import STEP_ATTRIBUTES, TEXT, Rows
+from propkit.store.attributes import to_json
+from propkit.store.memory import MemoryWriter
+from propkit.store.root import local, read_root
+from propkit.store.table import STEP_ATTRIBUTES, TEXT, Rows
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from propkit.attributes import birth, ending, stamp, to_json
 from propkit.schema import Group
-from propkit.table import Floats, Rows, Steps, Table, defined
+from propkit.store.attributes import birth, ending, stamp, to_json
+from propkit.store.table import Floats, Rows, Steps, Table, defined
 
 
 @dataclass(frozen=True)

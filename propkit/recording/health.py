@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from propkit.rows import Floats, Values
-from propkit.taps import Key
+from propkit.hooks.taps import Key
+from propkit.recording.rows import Floats, Values
 
 
 class Health:

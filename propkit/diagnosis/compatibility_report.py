@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from propkit.render import Sheet
+from propkit.diagnosis.render import Sheet
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from propkit.rows import Floats, scalars_to_host
+from propkit.recording.rows import Floats, scalars_to_host
 from propkit.schema import LOG, Group, Variable
 
 

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from propkit.accumulators import Reading, empty_buffer, make_reading, read
+from propkit.hooks.accumulators import Reading, empty_buffer, make_reading, read
+from propkit.hooks.values import GRADIENTS
 from propkit.probe import Measurement
-from propkit.values import GRADIENTS
 
 if TYPE_CHECKING:
-    from propkit.traced import SiteHook
+    from propkit.hooks.traced import SiteHook
 
 
 class Entry(NamedTuple):

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from propkit.hooks.values import GRADIENTS, OF_A_CALL
 from propkit.probe import Measurement
 from propkit.sites import weight_of
-from propkit.values import GRADIENTS, OF_A_CALL
 
 _SIZE = 3
 

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from propkit.root import run_attributes
+from propkit.store.root import run_attributes
 
 
 def check_free(target: Path, overwrite: bool) -> None:

@@ -1,7 +1,7 @@
 """Hooks in, hooks out: where and when a model is observed.
 
 In eager PyTorch the hooks are there on sampled steps only. A graph made by `torch.compile` keeps the hooks that it was
-traced with, so they go in before any trace and stay from then on: see `propkit.compiled`.
+traced with, so they go in before any trace and stay from then on: see `propkit.hooks.compiled`.
 """
 
 import functools
@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from propkit.calls import SiteTap
-from propkit.compiled import Compiled
-from propkit.hooks import Hook, NoticedHook
-from propkit.signals import backward_pass
+from propkit.hooks.calls import SiteTap
+from propkit.hooks.compiled import Compiled
+from propkit.hooks.hook import Hook, NoticedHook
+from propkit.hooks.signals import backward_pass
+from propkit.hooks.values import EVALUATION, NEUTRAL, TRAINING, Key, Place, Receiver
 from propkit.sites import Site, is_kind
-from propkit.values import EVALUATION, NEUTRAL, TRAINING, Key, Place, Receiver
 
 __all__ = ["EVALUATION", "NEUTRAL", "TRAINING", "Key", "Place", "Receiver", "Taps"]
 

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from propkit.hooks.taps import EVALUATION, TRAINING
 from propkit.probe import Reduction
-from propkit.taps import EVALUATION, TRAINING
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from propkit.one_pass import Layer
-from propkit.render import Sheet, number
-from propkit.verdict import HEALTHY, NAN, Evidence, Finding, Thresholds, judge, overall
+from propkit.diagnosis.one_pass import Layer
+from propkit.diagnosis.render import Sheet, number
+from propkit.diagnosis.verdict import HEALTHY, NAN, Evidence, Finding, Thresholds, judge, overall
 
 if TYPE_CHECKING:
     import xarray as xr
     from rich.console import RenderableType
 
-    from propkit.store import Run
+    from propkit.store.run import Run
 
 Column = dict[str, float]
 

@@ -12,16 +12,16 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from propkit.compiled import Compiled
+from propkit.hooks.compiled import Compiled
+from propkit.hooks.signals import backward_pass, first_tensor, on_gradient, transformed
+from propkit.hooks.traced import SiteHook
+from propkit.hooks.values import FORWARD, NEUTRAL, OF_A_CALL, Key, Receiver
 from propkit.probe import Measurement, Probe
-from propkit.signals import backward_pass, first_tensor, on_gradient, transformed
 from propkit.sites import Site, weight_of
-from propkit.traced import SiteHook
-from propkit.values import FORWARD, NEUTRAL, OF_A_CALL, Key, Receiver
 
 
 class Switchboard(Protocol):
-    """What a site needs of all the hooks (see `propkit.taps.Taps`)."""
+    """What a site needs of all the hooks (see `propkit.hooks.taps.Taps`)."""
 
     receiver: Receiver
     disabled: set[str]

@@ -14,15 +14,15 @@ import torch
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import has_static_value
 
-from propkit.accumulators import fold
-from propkit.hooks import Hook
+from propkit.hooks.accumulators import fold
+from propkit.hooks.hook import Hook
+from propkit.hooks.signals import first_tensor
+from propkit.hooks.values import end_of
 from propkit.probe import Measurement
-from propkit.signals import first_tensor
 from propkit.sites import Site, is_kind, weight_of
-from propkit.values import end_of
 
 if TYPE_CHECKING:
-    from propkit.compiled import Compiled
+    from propkit.hooks.compiled import Compiled
 
 _exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from propkit.attributes import to_json
 from propkit.schema import SITE, STEP, Group
-from propkit.table import STEP_ATTRIBUTES, TEXT
+from propkit.store.attributes import to_json
+from propkit.store.table import STEP_ATTRIBUTES, TEXT
 
 if TYPE_CHECKING:
     import zarr

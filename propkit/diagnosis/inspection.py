@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from propkit.signals import backward_pass, first_tensor, tensors_in, transformed
+from propkit.hooks.signals import backward_pass, first_tensor, tensors_in, transformed
 from propkit.sites import weight_of
 
 NOTHING_ARRIVED = (

@@ -11,14 +11,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
-from propkit.layout import Layout
-from propkit.memory import MemoryWriter
+from propkit.diagnosis.untouched import untouched
+from propkit.hooks.taps import Key, Place, Receiver, Taps
 from propkit.notices import say
 from propkit.probe import Measurement
-from propkit.rows import Observation, combine, make_row, to_host
+from propkit.recording.layout import Layout
+from propkit.recording.rows import Observation, combine, make_row, to_host
 from propkit.sites import Site
-from propkit.taps import Key, Place, Receiver, Taps
-from propkit.untouched import untouched
+from propkit.store.memory import MemoryWriter
 
 
 class Layer(NamedTuple):

@@ -18,17 +18,17 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from propkit.buffers import Buffers
-from propkit.hooks import Hook, NoticedHook
+from propkit.hooks.buffers import Buffers
+from propkit.hooks.hook import Hook, NoticedHook
+from propkit.hooks.numbering import Numbering
+from propkit.hooks.signals import transformed
+from propkit.hooks.traceable import check_traceable
+from propkit.hooks.traced import SiteHook
+from propkit.hooks.values import GRADIENTS, OF_A_CALL, TRAINING, Key, end_of
 from propkit.notices import say
-from propkit.numbering import Numbering
-from propkit.signals import transformed
-from propkit.traceable import check_traceable
-from propkit.traced import SiteHook
-from propkit.values import GRADIENTS, OF_A_CALL, TRAINING, Key, end_of
 
 if TYPE_CHECKING:
-    from propkit.taps import Taps
+    from propkit.hooks.taps import Taps
 
 T = TypeVar("T")
 

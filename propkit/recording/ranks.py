@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch.distributed as dist
 
-from propkit.rows import Values
-from propkit.taps import Key
+from propkit.hooks.taps import Key
+from propkit.recording.rows import Values
 
 _PATIENCE = datetime.timedelta(minutes=10)
 
@@ -42,6 +42,10 @@ class Ranks:
     def writes(self) -> bool:
         """Whether this process writes the run."""
         return self.rank == 0
+
+    def part(self) -> None:
+        """Wait for all ranks, so that none closes its connections while another still reads."""
+        dist.barrier(group=self._group)
 
     def gather(self, shares: Shares) -> list[Shares]:
         """The shares of all ranks, in the order of the ranks; empty on those that do not write.

@@ -20,12 +20,12 @@ from typing import Protocol
 
 import numpy as np
 
-from propkit.arrays import GrowingArray, create_group, create_values, open_group
-from propkit.attributes import birth, ending, stamp, to_json
-from propkit.hold import check_free, is_at, put_in_place, release, take
-from propkit.root import local
 from propkit.schema import STEP, Group
-from propkit.table import Floats, Steps, Table, defined
+from propkit.store.arrays import GrowingArray, create_group, create_values, open_group
+from propkit.store.attributes import birth, ending, stamp, to_json
+from propkit.store.hold import check_free, is_at, put_in_place, release, take
+from propkit.store.root import local
+from propkit.store.table import Floats, Steps, Table, defined
 
 
 class Writer(Protocol):
