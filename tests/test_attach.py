@@ -44,6 +44,7 @@ def _expected(group: str, signals: Signals) -> dict[str, float]:
         return {
             "mean": float(out.mean()),
             "mean_square": float((out**2).mean()),
+            "mean_abs": float(out.abs().mean()),
             "max": float(out.max()),
             "zeros": float((out == 0).double().mean()),
             "dead": float((units == 0).all(1).double().mean()),

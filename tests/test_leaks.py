@@ -85,7 +85,7 @@ def test_tensors_of_a_step_are_freed_with_it() -> None:
 
     def alive() -> int:
         gc.collect()
-        return sum(1 for o in gc.get_objects() if type(o) is torch.Tensor and o.numel() > 100)
+        return sum(1 for o in gc.get_objects() if type(o) is torch.Tensor and o.ndim > 1)
 
     with propkit.attach(model):
         for _ in range(3):

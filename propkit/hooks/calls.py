@@ -1,22 +1,21 @@
-"""One site in eager PyTorch: from a module's calls to the values of its probes.
+"""One site in eager PyTorch: from a module's calls to the signals that probes hear.
 
-A forward hook reduces a site's tensors at once and puts *tensor* hooks on them that reduce their gradients at once:
+A forward hook hands a site's tensors on at once and puts *tensor* hooks on them that do the same with their gradients:
 nothing is kept, no full backward hook is used (they break on in-place activations), the graph is not edited.
 """
 
-import contextlib
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from propkit.hooks.compiled import Compiled
+from propkit.hooks.listener import Listener
 from propkit.hooks.signals import backward_pass, first_tensor, on_gradient, transformed
 from propkit.hooks.traced import SiteHook
-from propkit.hooks.values import FORWARD, NEUTRAL, OF_A_CALL, Key, Receiver
-from propkit.probe import Measurement, Probe
+from propkit.hooks.values import FORWARD, GRADIENTS, NEUTRAL, OF_A_CALL, Receiver
 from propkit.sites import Site, weight_of
 
 
@@ -28,13 +27,14 @@ class Switchboard(Protocol):
     skipped_transforms: int
     origin: int
     compiled: Compiled
+    discovering: bool
 
     @property
     def idle(self) -> bool:
         """Whether nothing is measured in this step."""
 
-    def is_active(self, probe: str) -> bool:
-        """Whether the probe is measured in this step."""
+    def expect_parts(self) -> None:
+        """A site is called: be ready for a part of the model that is called by itself."""
 
     def visit(self, site: str, call: int, input_shape: str, output_shape: str) -> None:
         """Note where in the network a call is."""
@@ -48,26 +48,32 @@ class SiteTap:
         self.taps = taps
         self.calls = 0  # in this forward of the model
         self.recomputed = 0  # of them, during backward (activation checkpointing)
-        self.direct = (
-            0  # of them, with gradients enabled: their graph is the one that backward runs through
-        )
-        self.pending: list[
-            _Call
-        ] = []  # recomputed calls of the checkpoint under way, still without a number
+        self.direct = 0  # of them, with gradients enabled: backward runs through their graph
+        self.pending: list[_Call] = []  # recomputed calls of a checkpoint, not numbered yet
         self.checkpoint: object = None  # the node of the graph that recomputes
         self.leaves: dict[tuple[str, int], torch.utils.hooks.RemovableHandle] = {}
-        self.measured: set[str] = set()  # probes whose weight was measured in this step
         self.before: torch.Tensor | None = None  # the weight before this step
         self.open: list[_Call] = []
-        self.here: list[tuple[Probe, Measurement]] = [
-            (p, m) for p in site.probes for m in p.measurements
-        ]
+        self.here = [(p, m) for p in site.probes for m in p.measurements]
+        self.all = [Listener(p, m, site, taps) for p, m in self.here]
+        self.hearing: dict[str, tuple[Listener, ...]] = {}  # signal -> active listeners
+        self.of_weight: tuple[Listener, ...] = ()
+        self.weighed = False  # in this step
+        self.both_ends = True  # or the hook after the module does
         self.before_hook = SiteHook(self._before_forward, "input", site, taps.compiled)
         self.after_hook = SiteHook(self._after_forward, "output", site, taps.compiled)
 
     def needed(self, active: Collection[str]) -> bool:
         """Whether one of these probes applies here."""
         return any(p.name in active for p in self.site.probes)
+
+    def activate(self, active: Collection[str]) -> None:
+        """Listen with these probes from now on."""
+        here = [x for x in self.all if x.probe in active]
+        self.hearing = {s: tuple(x for x in here if s in x.needed) for s in OF_A_CALL}
+        self.of_weight = tuple(x for x in here if not x.needed)
+        inputs = self.hearing["input"] or self.hearing["grad_input"]
+        self.both_ends = bool(inputs) or self.taps.discovering
 
     def put_in_before(self) -> torch.utils.hooks.RemovableHandle:
         """Put in the hook that runs before the module."""
@@ -85,54 +91,59 @@ class SiteTap:
         self.checkpoint = None
 
     def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - hook signature
-        if self.taps.idle:
+        if self.taps.idle or not self.both_ends:
             return
-        with self.guard():
+        try:
             if transformed():
                 self.taps.skipped_transforms += 1
                 return
-            recomputing = backward_pass() != -1
-            call = _Call(self, recomputing)
-            self._enter(call)
+            call = self._enter()
             self.open.append(call)
             received = first_tensor((args, kwargs))
             if received is not None:
                 call.received = received
                 call.offer("input", received)
                 # In a recomputation, a leaf is the detached input of the checkpoint: the real one has its hook.
-                if not (recomputing and received.is_leaf):
+                if not (call.recomputing and received.is_leaf):
                     call.follow("grad_input", received)
+        except Exception as error:  # the training goes on
+            self.taps.receiver.broken(error)
 
     def _after_forward(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:  # noqa: ARG002
         if self.taps.idle:
             return
-        with self.guard():
-            if transformed() or not self.open:
+        try:
+            if transformed() or (self.both_ends and not self.open):
                 return
-            call = self.open.pop()
+            call = self.open.pop() if self.open else self._enter()
             returned = first_tensor(result)
             if not call.recomputing:
-                self.taps.visit(
-                    self.site.name, call.number, _shape(call.received), _shape(returned)
-                )
+                if self.taps.discovering:
+                    shapes = _shape(call.received), _shape(returned)
+                    self.taps.visit(self.site.name, call.number, *shapes)
                 self.measure_weight()
             call.received = None
             if returned is not None:
                 call.offer("output", returned)
                 call.follow("grad_output", returned, (args, kwargs))
+        except Exception as error:  # the training goes on
+            self.taps.receiver.broken(error)
 
-    def _enter(self, call: "_Call") -> None:
-        """Number a call; those of a recomputation wait until their checkpoint is complete."""
+    def _enter(self) -> "_Call":
+        """A new call. It is numbered, but for a recomputation, which waits until its checkpoint is complete."""
+        call = _Call(self, backward_pass() != -1)
         if not call.recomputing:
+            self.taps.expect_parts()
             call.number = self.calls
             self.calls += 1
             self.direct += torch.is_grad_enabled()
-            return
+            return call
         node = torch._C._current_autograd_node()
         if node is not self.checkpoint:
             self.number_recomputed()
             self.checkpoint = node
         self.pending.append(call)
+        return call
 
     def number_recomputed(self) -> None:
         """Number the calls of a recomputed checkpoint: checkpoints come last one first, the calls in one in order."""
@@ -150,81 +161,37 @@ class SiteTap:
 
     def measure_weight(self) -> None:
         """Measure the weight before the step, unless that is done; keep it where its change is asked for."""
-        for p, m in self.here:
-            if not self.taps.is_active(p.name) or OF_A_CALL.intersection(m.signals):
-                continue
-            if "update" in m.signals:
-                if self.before is None:
-                    weight = weight_of(self.site.module)
-                    self.before = None if weight is None else weight.clone()
-            elif p.name not in self.measured:
-                self.evaluate(p, m, {}, 0, NEUTRAL)
-        self.measured.update(p.name for p in self.site.probes if self.taps.is_active(p.name))
+        if self.weighed:
+            return
+        self.weighed = True
+        for listener in self.of_weight:
+            if not listener.of_update:
+                listener.hear({}, 0, NEUTRAL)
+            elif self.before is None and listener.probe not in self.taps.disabled:
+                weight = weight_of(self.site.module)
+                self.before = None if weight is None else weight.clone()
 
-    def finish_step(self, active: Collection[str]) -> None:
+    def finish_step(self) -> None:
         """Measure the change of the weight, and forget the calls of this step."""
         if self.before is not None:
-            with self.guard():
+            try:
                 after = weight_of(self.site.module)
-                for p, m in self.here:
-                    if "update" in m.signals and p.name in active and after is not None:
+                for listener in self.of_weight:
+                    if listener.of_update and after is not None:
                         change = {"weight": self.before, "update": after - self.before}
-                        self.evaluate(p, m, change, 0, NEUTRAL)
+                        listener.hear(change, 0, NEUTRAL)
+            except Exception as error:  # the training goes on
+                self.taps.receiver.broken(error)
         self.before = None
-        self.measured.clear()
+        self.weighed = False
         self.begin_forward()
         self.forget_leaves()
-
-    def evaluate(
-        self, p: Probe, m: Measurement, signals: dict[str, torch.Tensor], call: int, origin: int
-    ) -> None:
-        """Call one function of a probe and hand its values on; a failing probe is switched off."""
-        if p.name in self.taps.disabled:
-            return
-        try:
-            arguments: dict[str, Any] = {}
-            for name in m.signals:
-                if name == "module":
-                    arguments[name] = self.site.module
-                elif name in signals:
-                    arguments[name] = signals[name]
-                else:
-                    weight = weight_of(self.site.module)
-                    if weight is None:
-                        return
-                    arguments[name] = weight
-            elements = next((t.numel() for n, t in signals.items() if n in OF_A_CALL), 1)
-            with torch.no_grad(), _no_autocast():
-                values = _unscaled(m, arguments, self.taps.receiver)
-            if not isinstance(values, dict):
-                values = {m.function.__name__: values}
-            for variable, value in values.items():
-                if not isinstance(value, torch.Tensor) or value.ndim:
-                    found = (
-                        f"shape {tuple(value.shape)}"
-                        if isinstance(value, torch.Tensor)
-                        else repr(value)
-                    )
-                    raise TypeError(
-                        f"expected a 0-d tensor as value of {variable!r}, found {found}"
-                    )
-                key = Key(p.name, variable, self.site.name, call)
-                self.taps.receiver.receive(key, m, value, elements, origin)
-        except Exception as error:  # whatever a probe does, training goes on
-            self.taps.disabled.add(p.name)
-            self.taps.receiver.fault(p.name, error)
-
-    @contextlib.contextmanager
-    def guard(self) -> Any:
-        """Keep propkit's own faults from the training."""
-        try:
-            yield
-        except Exception as error:  # the same for our own faults
-            self.taps.receiver.broken(error)
 
 
 class _Call:
     """Signals of one call of a site. A function of one signal runs at once; one of several waits for all of them."""
+
+    __slots__ = ("_waiting", "number", "origin", "received", "recomputing", "tap")
 
     def __init__(self, tap: SiteTap, recomputing: bool) -> None:
         self.tap = tap
@@ -232,83 +199,49 @@ class _Call:
         self.recomputing = recomputing
         self.origin = tap.taps.origin
         self.received: torch.Tensor | None = None
-        self._waiting: dict[int, dict[str, torch.Tensor]] = {}
-
-    def wants(self, signal: str) -> bool:
-        return any(signal in m.signals for p, m in self.tap.here if self.tap.taps.is_active(p.name))
+        self._waiting: dict[Listener, dict[str, torch.Tensor]] = {}
 
     def follow(self, signal: str, tensor: torch.Tensor, inputs: Any = ()) -> None:
         """Offer the gradient with respect to `tensor` when it arrives."""
-        if not self.wants(signal):
+        if not self.tap.hearing[signal]:
             return
         # A checkpoint that is not reentrant recomputes values for the first graph, whose tensors have their hooks.
         if self.recomputing and self.tap.direct == self.tap.calls:
             return
-        handle = on_gradient(tensor, self.collector(signal), inputs)
+        handle = on_gradient(tensor, functools.partial(self._arrived, signal), inputs)
         if handle is not None:  # one per call of the site, however many forwards a step has
             old = self.tap.leaves.pop((signal, self.number), None)
             if old is not None:
                 old.remove()
             self.tap.leaves[signal, self.number] = handle
 
-    def collector(self, signal: str) -> Callable[[torch.Tensor], None]:
-        """A tensor hook that offers the gradient and leaves it as it is."""
-        return functools.partial(self._arrived, signal)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled training step may call it
     def _arrived(self, signal: str, grad: torch.Tensor) -> None:
-        with self.tap.guard():
+        try:
             if self.number < 0:
                 self.tap.number_recomputed()
             self.offer(signal, grad)
+        except Exception as error:  # the training goes on
+            self.tap.taps.receiver.broken(error)
 
     def offer(self, signal: str, tensor: torch.Tensor) -> None:
         """A signal is there: run the functions that have waited for it."""
+        listeners = self.tap.hearing.get(signal)
+        if not listeners:
+            return
         tensor = tensor.detach()
-        for p, m in self.tap.here:
-            if signal not in m.signals or not self.tap.taps.is_active(p.name):
-                continue
-            needed = OF_A_CALL.intersection(m.signals)
-            if self.recomputing and needed <= FORWARD:
+        for listener in listeners:
+            if self.recomputing and listener.of_forward:
                 continue  # a recomputed forward repeats statistics that the first one gave
-            if len(needed) == 1:
-                self.tap.evaluate(p, m, {signal: tensor}, self.number, self.origin)
+            if len(listener.needed) == 1:
+                listener.hear({signal: tensor}, self.number, self.origin)
                 continue
-            waiting = self._waiting.setdefault(id(m), {})
+            waiting = self._waiting.setdefault(listener, {})
             # A later operation may change a forward tensor in place; autograd never changes a gradient that is held.
             waiting[signal] = tensor.clone() if signal in FORWARD else tensor
-            if needed == waiting.keys():
-                self.tap.evaluate(p, m, dict(waiting), self.number, self.origin)
-                for gradient in needed - FORWARD:
+            if listener.needed == waiting.keys():
+                listener.hear(dict(waiting), self.number, self.origin)
+                for gradient in listener.needed & GRADIENTS:
                     del waiting[gradient]  # another backward pass brings its own
-
-
-def _unscaled(m: Measurement, arguments: dict[str, Any], receiver: Receiver) -> Any:
-    """The function's values, without the scale of the loss (gradients of a scaled loss are scaled like it)."""
-    gradients = [name for name in m.signals if name.startswith("grad_")]
-    scale = receiver.loss_scale() if gradients else None
-    if scale is None:
-        return m.function(**arguments)
-    if m.degree is None:
-        for name in gradients:
-            grad = arguments[name]
-            exact = grad.float() if grad.dtype in (torch.float16, torch.bfloat16) else grad
-            arguments[name] = exact / scale.to(grad.device)
-        return m.function(**arguments)
-    values = m.function(**arguments)
-    if not isinstance(values, dict):
-        return values / scale.to(values.device, values.dtype) ** m.degree
-    return {k: v / scale.to(v.device, v.dtype) ** m.degree for k, v in values.items()}
-
-
-def _no_autocast() -> Any:
-    if not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda"):
-        return contextlib.nullcontext()
-    stack = contextlib.ExitStack()
-    for device in ("cpu", "cuda"):
-        if torch.is_autocast_enabled(device):
-            stack.enter_context(torch.autocast(device, enabled=False))
-    return stack
 
 
 def _shape(tensor: torch.Tensor | None) -> str:

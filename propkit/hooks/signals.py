@@ -1,6 +1,7 @@
 """How a module's tensors and their gradients are found, whatever the module returns."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -71,12 +72,7 @@ def on_gradient(
     """
     if not tensor.requires_grad:
         return None
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled training step may call it
-    def at_tensor(grad: torch.Tensor | None) -> None:
-        if grad is not None:
-            deliver(grad)
-
+    at_tensor = functools.partial(_hand_on, deliver)
     if tensor.is_leaf:
         handle: torch.utils.hooks.RemovableHandle = tensor.register_hook(at_tensor)
         return handle
@@ -91,19 +87,48 @@ def on_gradient(
     ):
         tensor.register_hook(at_tensor)
         return None
-    seen: set[int] = set()
-    shape = tensor.shape
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def at_view(grad: torch.Tensor | None) -> None:
-        seen.add(backward_pass())
-        at_tensor(grad)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def at_base(grad: torch.Tensor | None) -> None:
-        if grad is not None and backward_pass() not in seen:
-            deliver(grad.reshape(shape))
-
-    tensor.register_hook(at_view)
-    base.register_hook(at_base)
+    view = _View(deliver, tensor, base)
+    tensor.register_hook(functools.partial(_at_view, view))
+    base.register_hook(functools.partial(_at_base, view))
     return None
+
+
+class _View:
+    """A tensor that is a view of all elements of its base: its gradient, wherever it arrives."""
+
+    def __init__(self, deliver: Deliver, tensor: torch.Tensor, base: torch.Tensor) -> None:
+        self.deliver = deliver
+        self.seen: set[int] = set()  # backward passes in which it arrived at the view
+        self.size, self.stride = tensor.size(), tensor.stride()
+        self.offset = tensor.storage_offset() - base.storage_offset()
+        self.base_stride = base.stride()
+
+    def of_base(self, grad: torch.Tensor) -> torch.Tensor:
+        """The gradient of the view from that of the base: the same elements, perhaps in another order."""
+        if grad.stride() != self.base_stride:
+            grad = torch.empty_strided(
+                grad.size(), self.base_stride, dtype=grad.dtype, device=grad.device
+            ).copy_(grad)
+        return grad.as_strided(self.size, self.stride, grad.storage_offset() + self.offset)
+
+
+# Not compiled where a compiled training step calls them; one wrapper for all tensors, since making one takes time.
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _hand_on(deliver: Deliver, grad: torch.Tensor | None) -> None:
+    if grad is not None:
+        deliver(grad)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _at_view(view: _View, grad: torch.Tensor | None) -> None:
+    view.seen.add(backward_pass())
+    if grad is not None:
+        view.deliver(grad)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _at_base(view: _View, grad: torch.Tensor | None) -> None:
+    if grad is not None and backward_pass() not in view.seen:
+        view.deliver(view.of_base(grad.detach()))

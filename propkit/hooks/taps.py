@@ -32,6 +32,7 @@ class Taps:
         self.skipped_transforms = 0
         self.origin = TRAINING
         self.depth = 0
+        self.discovering = True
         self.compiled = Compiled(self)
         self.sites = [SiteTap(site, self) for site in sites]
         self.compiled.buffers.hooks = [h for t in self.sites for h in (t.before_hook, t.after_hook)]
@@ -42,13 +43,13 @@ class Taps:
             for name, part in _parts(model)
         ]
         self._inside = False  # the model's own forward
+        self._parts_alone = True  # parts may be called by themselves
         self._begun: dict[str, int] = {}  # depth at which a part was called first
         self._depth_hooks = [
             (m, NoticedHook(self._count_depth)) for m in model.modules() if is_kind(m, "parametric")
         ]
         self._handles: dict[Hook, torch.utils.hooks.RemovableHandle] = {}
         self._active: frozenset[str] = frozenset()
-        self._discovering = True
 
     def install(self, probes: Collection[str]) -> None:
         """Measure `probes` from now on: put in the hooks that they need, take out the others."""
@@ -57,6 +58,8 @@ class Taps:
         if active == self._active:
             return
         self._active = active
+        for tap in self.sites:
+            tap.activate(active)
         self.compiled.begin(active)
         if not self.compiled.traced:
             self._put_in(active)
@@ -64,7 +67,7 @@ class Taps:
     def expect_trace(self) -> None:
         """A graph is going to be traced, perhaps of this model: put in the hooks of all probes."""
         if not self.compiled.traced:
-            self._put_in({p.name for tap in self.sites for p in tap.site.probes})
+            self._put_in({p.name for tap in self.sites for p in tap.site.probes}, tracing=True)
 
     def remove(self) -> None:
         """Take out every hook; gradients that are still to come are ignored."""
@@ -72,18 +75,26 @@ class Taps:
         self.compiled.close()
         self._put_in(())
         for tap in self.sites:
+            tap.activate(())
             tap.forget_leaves()
 
     def finish_step(self) -> None:
         """Measure what the optimiser's step changed, and forget the calls of this step."""
         self.compiled.finish_step()
         for tap in self.sites:
-            tap.finish_step(self._active)
+            tap.finish_step()
         self.depth = 0
 
     def stop_discovering(self) -> None:
-        """The places are known: count depths no more."""
-        self._discovering = False
+        """The places are known: count depths no more, and take out the hooks that only looked for places."""
+        if not self.discovering:
+            return
+        self.discovering = False
+        self._parts_alone = bool(self._begun)
+        for tap in self.sites:
+            tap.activate(self._active)
+        if not self.compiled.traced:
+            self._put_in(self._active)
 
     @property
     def idle(self) -> bool:
@@ -94,9 +105,16 @@ class Taps:
         """Whether the probe is measured in this step."""
         return probe in self._active and probe not in self.disabled
 
+    def expect_parts(self) -> None:
+        """A site is called; if that is not in the model's forward, a part is called by itself: notice its begin."""
+        if not (self._inside or self._parts_alone):
+            self._parts_alone = True
+            if not self.compiled.traced:
+                self._put_in(self._active)
+
     def visit(self, site: str, call: int, input_shape: str, output_shape: str) -> None:
         """Note where in the network a call is (first observed step only)."""
-        if self._discovering:
+        if self.discovering:
             first = self.places.get((site, call), Place(len(self.places), 0, "", ""))
             # A network may leave layers out in some steps: the deepest that a call was is where it belongs.
             depth = max(first.depth, self.depth)
@@ -104,7 +122,7 @@ class Taps:
 
     def visit_rest(self, calls: Collection[tuple[str, int]]) -> None:
         """Give the calls that no trace saw, as blocks that share one graph, a place by the order of the modules."""
-        if not self._discovering or self.places.keys() >= set(calls):
+        if not self.discovering or self.places.keys() >= set(calls):
             return
         depths, depth = {}, 0
         parametric = {m for m, _ in self._depth_hooks}
@@ -117,21 +135,22 @@ class Taps:
                 shapes = self.places.get(call, Place(0, 0, "", ""))[2:]
                 self.places[call] = Place(order, depths[tap.site.module], *shapes)
 
-    def _put_in(self, probes: Collection[str]) -> None:
+    def _put_in(self, probes: Collection[str], tracing: bool = False) -> None:
         wanted: dict[Hook, Callable[[], torch.utils.hooks.RemovableHandle]] = {}
         if probes:
             wanted[self._root] = lambda: self.model.register_forward_pre_hook(self._root)
             wanted[self._root_ends] = lambda: self.model.register_forward_hook(
                 self._root_ends, always_call=True
             )
-            for m, h in self._part_hooks:
+            for m, h in self._part_hooks if self._parts_alone else ():
                 wanted[h] = lambda m=m, h=h: m.register_forward_pre_hook(h)  # type: ignore[misc]
-            if self._discovering:
+            if self.discovering:
                 for m, h in self._depth_hooks:
                     wanted[h] = lambda m=m, h=h: m.register_forward_hook(h)  # type: ignore[misc]
         for tap in self.sites:
             if tap.needed(probes):
-                wanted[tap.before_hook] = tap.put_in_before
+                if tap.both_ends or tracing:
+                    wanted[tap.before_hook] = tap.put_in_before
                 wanted[tap.after_hook] = tap.put_in_after
         for hook in [h for h in self._handles if h not in wanted]:
             self._handles.pop(hook).remove()

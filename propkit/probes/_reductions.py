@@ -1,34 +1,86 @@
 """Reductions that every probe shares: exact for any dtype and size, one pass over the data."""
 
+import weakref
+
 import torch
 
+_TINY, _HUGE = 1e-14, 1e16
+"""Norms beyond which squares may have been lost in float32."""
 _BLOCK = 1 << 15
 """Elements that one float32 accumulator may sum; its error is below 1e-6 up to 2^17."""
 
 
-def square_sum(x: torch.Tensor) -> torch.Tensor:
-    """Sum of squares of all elements of `x` (any shape and floating or complex dtype), 0-d, float64.
+_last: tuple[weakref.ref[torch.Tensor], int, torch.Tensor] | None = None
+"""The tensor whose norm was taken last, its version, and the norm: several probes ask for that of one signal."""
+
+
+def frobenius_norm(x: torch.Tensor) -> torch.Tensor:
+    """Frobenius norm of `x` (any shape and floating or complex dtype), 0-d, float64.
 
     ``vector_norm`` runs at memory speed, but accumulates naively in float32 on a CPU: so norms are taken over
-    blocks and their squares are summed in float64. Half-precision values are never squared as they are.
+    blocks, and their norm in float64. Half-precision values are never squared as they are. Squares that float32 does
+    not hold (of values below 1e-19 or above 1e19) are taken in float64 on a CPU, where looking at the result costs
+    little; on other devices they are lost.
     """
-    dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None
-    blocks, rest = _blocks(x)
-    result: torch.Tensor = torch.linalg.vector_norm(rest, dtype=dtype).to(wide(x)).square()
-    if len(blocks):
-        norms = torch.linalg.vector_norm(blocks, dim=1, dtype=dtype).to(wide(x))
-        result = result + torch.dot(norms, norms)
-    return result
+    global _last
+    if torch.compiler.is_compiling():
+        return _square_sum_in_a_graph(x).sqrt()
+    known = _last
+    if known is not None and known[0]() is x and known[1] == x._version:
+        return known[2]
+    norm = _norm(x)
+    if x.device.type == "cpu" and not _TINY < norm.item() < _HUGE and x.dtype != torch.float64:
+        norm = _norm(x.to(torch.complex128 if x.is_complex() else torch.float64))
+    if not x.is_inference():  # which has no version
+        _last = weakref.ref(x), x._version, norm
+    return norm
+
+
+def square_sum(x: torch.Tensor) -> torch.Tensor:
+    """Sum of squares of all elements of `x`, 0-d, float64; see `frobenius_norm`."""
+    if torch.compiler.is_compiling():
+        return _square_sum_in_a_graph(x)
+    return frobenius_norm(x).square()
 
 
 def mean_square(x: torch.Tensor) -> torch.Tensor:
     """Mean of squares of all elements of `x`, 0-d, float64; NaN for an empty tensor."""
-    return square_sum(x) / x.numel() if x.numel() else x.new_full((), float("nan"), dtype=wide(x))
+    n = x.numel()
+    return square_sum(x).div_(n) if n else x.new_full((), float("nan"), dtype=wide(x))
 
 
-def frobenius_norm(x: torch.Tensor) -> torch.Tensor:
-    """Frobenius norm of `x` (any shape), 0-d, float64."""
-    return square_sum(x).sqrt()
+def _norm(x: torch.Tensor) -> torch.Tensor:
+    dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None
+    n = x.numel()
+    norm: torch.Tensor
+    if n <= _BLOCK:
+        norm = torch.linalg.vector_norm(x, dtype=dtype)
+        return norm.to(wide(x))
+    if n % _BLOCK == 0 and x.is_contiguous():
+        norms = torch.linalg.vector_norm(x.view(-1, _BLOCK), dim=1, dtype=dtype)
+    else:
+        blocks, rest = _blocks(x)
+        norms = torch.linalg.vector_norm(blocks, dim=1, dtype=dtype)
+        norms = torch.cat([norms, torch.linalg.vector_norm(rest, dtype=dtype).reshape(1)])
+    norm = torch.linalg.vector_norm(norms, dtype=wide(x))
+    return norm
+
+
+def _square_sum_in_a_graph(x: torch.Tensor) -> torch.Tensor:
+    """The same for the compiler, whose loops are fast along the inner dimensions, over all but samples and channels."""
+    inner = tuple(range(min(2, max(x.ndim - 1, 0)), x.ndim))
+    exact = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None
+    norms = torch.linalg.vector_norm(x, dim=inner, dtype=exact) if inner else x.abs()
+    return norms.to(wide(x)).square().sum()
+
+
+def in_memory_order(x: torch.Tensor) -> torch.Tensor:
+    """The elements of `x`, flat, in any order; no copy of a dense tensor."""
+    if x.is_contiguous():
+        return x.view(-1)
+    if _is_dense(x):  # channels_last, transposed
+        return x.as_strided((x.numel(),), (1,))
+    return x.reshape(-1)
 
 
 def total(x: torch.Tensor) -> torch.Tensor:
@@ -46,14 +98,8 @@ def wide(x: torch.Tensor) -> torch.dtype:
 
 def _blocks(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The elements of `x` in any order: whole blocks (n, _BLOCK) and the rest, flat; no copy of a dense tensor."""
-    if torch.compiler.is_compiling():  # strides are not known yet, and the compiler avoids the copy
-        flat = x.reshape(-1)
-    elif x.is_contiguous():
-        flat = x.view(-1)
-    elif _is_dense(x):  # channels_last, transposed: in the order of memory
-        flat = x.as_strided((x.numel(),), (1,))
-    else:
-        flat = x.reshape(-1)
+    # In a graph strides are not known yet, and the compiler avoids the copy.
+    flat = x.reshape(-1) if torch.compiler.is_compiling() else in_memory_order(x)
     whole = len(flat) // _BLOCK
     return flat[: whole * _BLOCK].view(whole, _BLOCK), flat[whole * _BLOCK :]
 

@@ -27,14 +27,12 @@ def filter_correlation(weight: torch.Tensor, module: nn.Module) -> dict[str, tor
         ``correlation`` in [−1/(M−1), 1], NaN where there is no pair; ``pairs``, the number of pairs. 0-d, float64.
     """
     filters = filter_matrix(weight, module)
-    norms = torch.linalg.vector_norm(filters, dim=1, keepdim=True)
-    nonzero = norms > 0
+    norms = torch.linalg.vector_norm(filters, dim=1)
     # A filter with NaN keeps its NaN, so that a diverged layer shows as NaN.
-    directions = torch.where(
-        norms == 0, 0.0, filters / norms.clamp_min(torch.finfo(norms.dtype).tiny)
-    )
-    m = (nonzero | norms.isnan()).sum().to(filters.dtype)
-    pairs = m * (m - 1) / 2
-    sum_of_cosines = (directions.sum(0).square().sum() - m) / 2
-    none = torch.full_like(pairs, float("nan"))
-    return {"correlation": torch.where(pairs > 0, sum_of_cosines / pairs, none), "pairs": pairs}
+    scales = torch.where(norms > 0, norms.reciprocal(), norms)
+    sum_of_directions = scales @ filters
+    m = (norms != 0).sum().to(filters.dtype)
+    ordered = m * (m - 1)  # pairs in both orders
+    sum_of_cosines = torch.dot(sum_of_directions, sum_of_directions) - m
+    correlation = torch.where(ordered > 0, sum_of_cosines / ordered, torch.nan)
+    return {"correlation": correlation, "pairs": ordered / 2}

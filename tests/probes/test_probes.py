@@ -81,3 +81,32 @@ def test_dead_units_by_layout() -> None:
     assert float(activation(sequence, nn.Conv1d(1, 5, 1))["zeros"]) == pytest.approx(1 / 5)
     vector = torch.tensor([0.0, 2.0])
     assert float(activation(vector, nn.ReLU())["dead"]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("layout", ["dense", "channels_last", "strided", "one sample"])
+def test_statistics_of_large_outputs(layout: str, dtype: torch.dtype) -> None:
+    """An output of 2 MB and more is gone through in pieces."""
+    x = torch.randn(31, 8, 48, 52).relu_()
+    x[:, 3] = 0
+    x[:-1, 5] = 0  # alive in the last sample alone
+    if layout == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    elif layout == "strided":
+        x = x[:, :, ::2]
+    elif layout == "one sample":
+        x = x[-1:].repeat(1, 1, 8, 8)
+    x = x.to(dtype) - (0.25 if layout == "dense" else 0)
+    exact = x.double().numpy()
+    found = activation(x, nn.ReLU())
+    expected = {
+        "mean": exact.mean(),
+        "mean_square": (exact**2).mean(),
+        "mean_abs": np.abs(exact).mean(),
+        "max": exact.max(),
+        "zeros": (exact == 0).mean(),
+        "dead": (exact == 0).all((0, 2, 3)).mean(),
+    }
+    assert list(found) == list(expected)
+    for name, value in expected.items():  # float32 sums over one map at least
+        np.testing.assert_allclose(found[name], value, rtol=5e-6, err_msg=name)

@@ -51,3 +51,28 @@ def test_empty_and_not_finite() -> None:
     assert np.isnan(float(mean_square(torch.empty(0, 3))))
     assert np.isnan(float(square_sum(torch.tensor([1.0, float("nan")]))))
     assert float(square_sum(torch.tensor([1.0, float("inf")]))) == np.inf
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e22, 1e30])
+def test_squares_that_float32_does_not_hold(scale: float) -> None:
+    for n in (100, 100_000):
+        x = torch.randn(n) * scale
+        np.testing.assert_allclose(mean_square(x), float(x.double().square().mean()), rtol=1e-6)
+    x = (torch.randn(100_000) * scale).bfloat16()
+    np.testing.assert_allclose(mean_square(x), float(x.double().square().mean()), rtol=1e-6)
+
+
+def test_the_remembered_sum_is_that_of_the_tensor_as_it_is() -> None:
+    x = torch.ones(40_000)
+    assert float(square_sum(x)) == pytest.approx(40_000)
+    x.mul_(2)
+    assert float(square_sum(x)) == pytest.approx(160_000)
+    held = square_sum(x)
+    assert float(frobenius_norm(x)) == pytest.approx(400)
+    assert float(mean_square(x)) == pytest.approx(4)
+    assert float(held) == pytest.approx(160_000)
+    with torch.inference_mode():
+        y = torch.ones(3)
+        assert float(square_sum(y)) == pytest.approx(3)
+        y.mul_(2)
+        assert float(square_sum(y)) == pytest.approx(12)

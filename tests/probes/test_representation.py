@@ -129,7 +129,7 @@ def test_complex_representations() -> None:
 
 def test_it_is_recorded_where_it_is_asked_for_and_not_by_default() -> None:
     assert "representation" not in DEFAULT_PROBES
-    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU())
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
     x = torch.randn(9, 4)
     with propkit.attach(model, probes=representation) as recorder:
         model(x)

@@ -141,6 +141,7 @@ def activation(calls: list[Call]) -> dict[str, float]:
     return {
         "mean": float(out.mean()),
         "mean_square": float(out.square().mean()),
+        "mean_abs": float(out.abs().mean()),
         "max": float(out.max()),
         "zeros": float((out == 0).double().mean()),
         "dead": min(_dead(c) for c in calls),
