@@ -105,7 +105,8 @@ def _sums(x: torch.Tensor, unit: int, signs: torch.Tensor | None) -> tuple[torch
     if inner:
         norms = torch.linalg.vector_norm(x, dim=inner)
         counts = torch.linalg.vector_norm(sign, dim=inner)
-    in_graph = torch.compiler.is_compiling()
-    flat, flat_sign = (x.abs(), None) if in_graph else (in_memory_order(x), in_memory_order(sign))
-    absolutes = flat.sum() if flat_sign is None else torch.dot(flat, flat_sign)
+    if torch.compiler.is_compiling() or sign.stride() != x.stride():
+        absolutes = x.abs().sum()
+    else:
+        absolutes = torch.dot(in_memory_order(x), in_memory_order(sign))
     return norms, counts, x.sum().view(1), absolutes.view(1), x.amax().view(1)

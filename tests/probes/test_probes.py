@@ -84,7 +84,9 @@ def test_dead_units_by_layout() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("layout", ["dense", "channels_last", "strided", "one sample"])
+@pytest.mark.parametrize(
+    "layout", ["dense", "channels_last", "strided", "transposed", "one sample"]
+)
 def test_statistics_of_large_outputs(layout: str, dtype: torch.dtype) -> None:
     """An output of 2 MB and more is gone through in pieces."""
     x = torch.randn(31, 8, 48, 52).relu_()
@@ -94,6 +96,8 @@ def test_statistics_of_large_outputs(layout: str, dtype: torch.dtype) -> None:
         x = x.contiguous(memory_format=torch.channels_last)
     elif layout == "strided":
         x = x[:, :, ::2]
+    elif layout == "transposed":
+        x = x.transpose(0, 1).contiguous().transpose(0, 1)
     elif layout == "one sample":
         x = x[-1:].repeat(1, 1, 8, 8)
     x = x.to(dtype) - (0.25 if layout == "dense" else 0)
