@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING
 from propkit._lazy import publish
 
 if TYPE_CHECKING:
-    from propkit import data, figures, models, probes, recipes, training
+    from propkit import data, figures, models, probes, recipes, spectra, training
     from propkit.attach import attach
     from propkit.compatibility import compatibility
     from propkit.measure import measure
+    from propkit.module_map import module_map
     from propkit.probe import Probe, probe
     from propkit.recording.recorder import Recorder
     from propkit.schedules import log_spaced
@@ -42,10 +43,12 @@ __all__ = [
     "log_spaced",
     "measure",
     "models",
+    "module_map",
     "open",
     "probe",
     "probes",
     "recipes",
+    "spectra",
     "training",
 ]
 
@@ -62,10 +65,12 @@ publish(
         "log_spaced": "propkit.schedules",
         "measure": "propkit.measure",
         "models": "propkit.models",
+        "module_map": "propkit.module_map",
         "open": "propkit.store.run",
         "probe": "propkit.probe",
         "probes": "propkit.probes",
         "recipes": "propkit.recipes",
+        "spectra": "propkit.spectra",
         "training": "propkit.training",
     },
 )

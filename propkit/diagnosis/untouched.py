@@ -163,7 +163,7 @@ def _without_recorders(module: nn.Module) -> Iterator[None]:
     kept = []
     for name in _HOOK_TABLES:
         hooks = module.__dict__[name]
-        ours = [k for k, hook in hooks.items() if type(hook).__module__.startswith("propkit.")]
+        ours = [k for k, hook in hooks.items() if _observes(hook)]
         if ours:
             kept.append((hooks, list(hooks.items())))
             for key in ours:
@@ -174,6 +174,12 @@ def _without_recorders(module: nn.Module) -> Iterator[None]:
         for hooks, entries in kept:
             hooks.clear()
             hooks.update(entries)
+
+
+def _observes(hook: Any) -> bool:
+    """Whether a hook is a recorder's, or one by which `propkit.diagnosis` looks at calls."""
+    defined = getattr(hook, "__module__", None) or ""
+    return type(hook).__module__.startswith("propkit.") or defined.startswith("propkit.diagnosis.")
 
 
 def _eagerly() -> Any:
