@@ -1,7 +1,7 @@
 """`attach`: put probes on a model."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,7 @@ from propkit.recording.provenance import describe_run
 from propkit.recording.ranks import Ranks
 from propkit.recording.recorder import Recorder
 from propkit.registry import find_probes
-from propkit.schedules import Schedule, as_schedule
+from propkit.schedules import Schedule, as_schedule, name_of
 from propkit.sites import find_sites
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def attach(
     store: str | os.PathLike[str] | None = None,
     *,
     probes: Iterable[str | Probe] | str | Probe | None = None,
-    every: When | Mapping[str, When] = 1,
+    every: When | Mapping[str, When] | None = None,
     include: str | None = None,
     exclude: str | None = None,
     blocks: str | None = None,
@@ -68,8 +68,12 @@ def attach(
         model: Any module, not compiled yet; it may be afterwards.
         store: Path of the zarr store to create; in memory by default.
         probes: Names, or functions decorated with `propkit.probe`; the cheap ones by default.
-        every: Measure every n-th step, or a schedule ``step -> bool`` (`propkit.log_spaced`), or a dict of either
-            by probe name (``{"error_moment": 1, "weight": 100}``; probes not named are measured every step).
+        every: Measure every n-th step (every one by default), or a schedule ``step -> bool`` (`propkit.log_spaced`),
+            or a dict of either by probe name (``{"weight": 100, "representation": 500}``). Dear probes
+            (``representation``, ``singular_values``) have a sparse schedule of their own, which a period or schedule
+            for all leaves as it is unless all probes are dear: name them in a dict to change it. Probes that a dict
+            does not name are measured every step, or on their own schedule. What was used is in the run's attribute
+            ``sampling``.
         include: Regular expression for the whole qualified name of the layers to observe.
         exclude: The same for modules to leave out.
         blocks: The same for modules to see as one map, whose gradient norms are measured at both ends; by default
@@ -101,7 +105,8 @@ def attach(
             "leave it out and call recorder.step() once per step"
         )
     found = find_probes(probes)
-    schedules = _schedules(every, [p.name for p in found])
+    sampling = _sampling(every, found)
+    schedules = {name: as_schedule(when) for name, when in sampling.items()}
     sites, notes = find_sites(
         model, found, include, exclude, find_blocks(model) if blocks is None else blocks
     )
@@ -110,10 +115,7 @@ def attach(
             say(note)
     attributes = describe_run(model, label, config, seed)
     attributes["notes"] = notes
-    attributes["sampling"] = {
-        name: when if isinstance(when, int) else getattr(when, "__qualname__", repr(when))
-        for name, when in ((p.name, _of(every, p.name)) for p in found)
-    }
+    attributes["sampling"] = {name: name_of(when) for name, when in sampling.items()}
     ranks = Ranks.find() if distributed else None
     writes = ranks is None or ranks.writes
     writer, open_run = _open_writer(store if writes else None, attributes, overwrite)
@@ -151,18 +153,22 @@ def _check_model(model: nn.Module) -> None:
         )
 
 
-def _of(every: When | Mapping[str, When], name: str) -> When:
-    return every.get(name, 1) if isinstance(every, Mapping) else every
-
-
-def _schedules(every: When | Mapping[str, When], names: list[str]) -> dict[str, Schedule]:
+def _sampling(every: When | Mapping[str, When] | None, probes: Sequence[Probe]) -> dict[str, When]:
+    """When each probe is measured."""
+    names = [p.name for p in probes]
     if isinstance(every, Mapping):
         unknown = sorted(set(every) - set(names))
         if unknown:
             raise ValueError(
                 f"every names {unknown[0]!r}, which is not recorded; recorded are {', '.join(names)}"
             )
-    return {name: as_schedule(_of(every, name)) for name in names}
+        named: Mapping[str, When] = every
+        every = None
+    else:
+        dear_alone = every is not None and all(p.every is not None for p in probes)
+        named = dict.fromkeys(names, every) if dear_alone and every is not None else {}
+    usual = 1 if every is None else every
+    return {p.name: named.get(p.name, usual if p.every is None else p.every) for p in probes}
 
 
 def _open_writer(

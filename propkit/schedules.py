@@ -1,8 +1,33 @@
 """When to measure: functions ``step -> bool``."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 Schedule = Callable[[int], bool]
+
+
+@dataclass(frozen=True)
+class _Every:
+    n: int
+
+    def __call__(self, step: int) -> bool:
+        return step % self.n == 0
+
+    def __repr__(self) -> str:
+        return f"every({self.n})"
+
+
+@dataclass(frozen=True)
+class _LogSpaced:
+    per_decade: int
+
+    def __call__(self, step: int) -> bool:
+        if step < 2:
+            return True
+        return _mark(step, self.per_decade) > _mark(step - 1, self.per_decade)
+
+    def __repr__(self) -> str:
+        return f"log_spaced({self.per_decade})"
 
 
 def every(n: int) -> Schedule:
@@ -13,24 +38,20 @@ def every(n: int) -> Schedule:
     """
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise ValueError(f"every={n!r}: expected a number of steps >= 1 or a function step -> bool")
-    return lambda step: step % n == 0
+    return _Every(n)
 
 
 def log_spaced(per_decade: int = 10) -> Schedule:
     """About `per_decade` steps in each factor of ten, for long runs: dense at the start, where most happens.
 
+    >>> log_spaced(4)
+    log_spaced(4)
     >>> [step for step in range(101) if log_spaced(4)(step)]
     [0, 1, 2, 4, 6, 10, 18, 32, 57, 100]
     """
     if per_decade < 1:
         raise ValueError(f"per_decade={per_decade!r}: expected at least 1")
-
-    def due(step: int) -> bool:
-        if step < 2:
-            return True
-        return _mark(step, per_decade) > _mark(step - 1, per_decade)
-
-    return due
+    return _LogSpaced(per_decade)
 
 
 def _mark(step: int, per_decade: int) -> int:
@@ -54,3 +75,14 @@ def as_schedule(when: int | Schedule) -> Schedule:
         ValueError: Neither a period >= 1 nor a function.
     """
     return when if callable(when) else every(when)
+
+
+def name_of(when: int | Schedule) -> int | str:
+    """A schedule as a run remembers it: the period, or its text (``"log_spaced(10)"``), or the function's name.
+
+    >>> name_of(50), name_of(every(50)), name_of(log_spaced(10)), name_of(name_of)
+    (50, 50, 'log_spaced(10)', 'name_of')
+    """
+    if isinstance(when, _Every):
+        return when.n
+    return when if isinstance(when, int) else getattr(when, "__qualname__", repr(when))

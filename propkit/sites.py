@@ -72,7 +72,7 @@ def find_sites(
 
     Patterns match the whole qualified name (``re.fullmatch``). `include` and `exclude` select among layers, `blocks`
     (a pattern, or the names themselves) says which modules are seen as one map; where it is None or empty, probes of
-    blocks observe parametric layers.
+    blocks observe parametric layers. Probes of maps (signal ``function``) observe the whole model as well.
 
     Raises:
         ValueError: A pattern is no regular expression or matches no module, or nothing is left to observe.
@@ -116,6 +116,8 @@ def find_sites(
 
 def _applies(p: Probe, name: str, module: nn.Module, included: set[str], blocks: set[str]) -> bool:
     if p.sites == "block":
+        if name == ROOT and "function" in p.signals:
+            return True  # the whole network is one map too
         if blocks:
             return name in blocks
         return name in included and is_kind(module, "parametric")

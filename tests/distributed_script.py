@@ -31,6 +31,7 @@ def main(store: str, kind: str, steps: int, die: bool) -> None:
     mine = slice(4 * rank, 4 * rank + 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     probes = ["error_moment", "gradient_norm", "activation", "weight", "filter_correlation"]
+    probes += ["singular_values", "singular_value_quantiles"]
     with propkit.attach(model, store, probes=probes) as recorder:
         for step in range(steps):
             if die and rank == 1 and step == 200:

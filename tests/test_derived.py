@@ -82,9 +82,31 @@ def test_the_corrected_ratio_does_not_depend_on_the_scale_of_a_normalised_layer(
     assert corrected(first, last) == pytest.approx(corrected(1, 1))
 
 
+def test_the_correction_of_every_layer() -> None:
+    moments = dataset(CONVS, output=[[1, 10, 100, 7], [6, 3, 2, 7]])
+    weight = dataset(CONVS, norm=[[2, 3, 4, 9], [1, 6, 2, 9]])
+    ratio = derived.corrected_error_ratio(moments, weight)
+    # Mean squared norms: norm² / fan_out with fan_out 2, 4, 8.
+    q = np.array([[1 * 4 / 2, 10 * 9 / 4, 100 * 16 / 8], [6 * 1 / 2, 3 * 36 / 4, 2 * 4 / 8]])
+    np.testing.assert_allclose(ratio, q / q[:, -1:])
+    assert ratio["site"].values.tolist() == ["s0", "s1", "s2"]
+    first = ratio.isel(site=0, drop=True).drop_vars(["type", "depth", "fan_out"], errors="ignore")
+    np.testing.assert_allclose(first, derived.corrected_end_to_end_ratio(moments, weight))
+
+
+def test_calls_of_a_layer_share_the_norm_of_its_weight() -> None:
+    names = ["s0", "s0#1", "s1", "s2"]
+    moments = MOMENTS.assign_coords(site=names, type=("site", ["Conv2d"] * 4))
+    weight = dataset(CONVS, norm=[[2, 3, 4, 9], [2, 3, 4, 9]])
+    ratio = derived.corrected_error_ratio(moments, weight)
+    square = np.array([4 / 2, 4 / 2, 9 / 4, 16 / 8])
+    q = MOMENTS["output"].values * square
+    np.testing.assert_allclose(ratio, q / q[:, -1:])
+
+
 def test_the_correction_names_what_the_weights_lack() -> None:
     weight = dataset(CONVS, norm=[[1, 1, 1, 1]] * 2)
-    with pytest.raises(ValueError, match=r"'s0' and 's2'.*no site 's2'.*same include="):
+    with pytest.raises(ValueError, match=r"from 's0' to 's2'.*no site 's2'.*same include="):
         derived.corrected_end_to_end_ratio(MOMENTS, weight.isel(site=[0, 1]))
     with pytest.raises(ValueError, match="no coordinate 'fan_out'"):
         derived.corrected_end_to_end_ratio(MOMENTS, weight.drop_vars("fan_out"))

@@ -15,6 +15,7 @@ from propkit.testing import mlp
 
 SCRIPT = Path(__file__).parent / "distributed_script.py"
 PROBES = ["error_moment", "gradient_norm", "activation", "weight", "filter_correlation"]
+PROBES += ["singular_values", "singular_value_quantiles"]
 
 
 def _torchrun(store: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -28,7 +28,7 @@ def _loaded_after(code: str) -> set[str]:
             {"matplotlib", "xarray", "zarr"},
         ),
         (
-            "import propkit; propkit.open; propkit.Run; import propkit.derived",
+            "import propkit; propkit.open; propkit.open_study; propkit.Run; import propkit.derived",
             {"torch", "matplotlib"},
         ),
         ("import propkit; f = propkit.figures; f.fig2; f.fig3; f.fig4", {"torch"}),

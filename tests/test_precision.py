@@ -74,6 +74,33 @@ def test_a_skipped_step_is_a_row_of_its_own_and_marked() -> None:
     assert recorder.run["log"]["skipped"].values.tolist() == [1.0]
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_errors_of_a_skipped_step_carry_the_scale_that_was_in_force(compiled: bool) -> None:
+    """The scaler makes its scale smaller before the step is known to be over."""
+    model, x, y = make_case("mlp")
+    model.register_parameter("extra", torch.nn.Parameter(torch.zeros(())))
+    oracle = brute_force(model, cross_entropy(x, y))
+    torch._dynamo.reset()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    optimizer = sgd(model)
+    with propkit.attach(model, probes="error_moment", scaler=scaler) as recorder:
+        call = torch.compile(model, backend="aot_eager") if compiled else model
+        for step in range(3):
+            optimizer.zero_grad()
+            loss = cross_entropy(x, y)(call)
+            if step < 2:  # the gradient of this one overflows, all others are as ever
+                loss = loss + model.extra * 1e38
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    assert scaler.get_scale() == 2.0**10
+    assert recorder.run["log"]["step"].values.tolist() == [0, 1]
+    errors = recorder.run["error_moment"]
+    for i, name in enumerate(errors["site"].values.tolist()):
+        expected = float(oracle[name][0].grad_output.double().square().mean())
+        np.testing.assert_allclose(errors["output"].values[:, i], expected, rtol=1e-5)
+
+
 def test_several_scalers_have_to_be_told_apart() -> None:
     model, x, y = make_case("mlp")
     mine, other = (torch.amp.GradScaler("cpu", init_scale=2.0**k) for k in (3, 5))

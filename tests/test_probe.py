@@ -1,5 +1,8 @@
 """Declaring probes, finding them by name, schedules, sites."""
 
+import doctest
+import importlib
+
 import pytest
 import torch
 from torch import nn
@@ -142,3 +145,104 @@ def test_lazy_layers_are_observed() -> None:
         model(torch.randn(3, 4)).sum().backward()
         torch.optim.SGD(model.parameters(), lr=0.1).step()
     assert recorder.run["weight"]["fan_in"].values.tolist() == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dims": {"v": "site"}}, "'v' cannot lie along 'site'; give the dimension a name that"),
+        ({"dims": {"v": "row_size"}}, "cannot lie along 'row_size'"),
+        ({"dims": {"v": "depth"}}, "cannot lie along 'depth'"),
+        ({"dims": {"v": "v"}}, "cannot lie along 'v'"),
+        ({"dims": {"v": "a b"}}, "cannot lie along 'a b'"),
+        ({"dims": {"v": "a", "w": "b"}}, "one ragged dimension per probe, found a, b"),
+        ({"coords": {"q": (0.0,)}}, "coords names 'q', which dims={} does not"),
+        ({"dims": {"v": "q"}, "coords": {"q": ()}}, r"coords\['q'\] is empty"),
+        ({"dims": {"v": "q"}, "dtype": {"w": "float32"}}, "dtype names 'w', which dims="),
+        ({"dims": {"v": "q"}, "dtype": {"v": "int8"}}, "dtype='int8': expected 'float32' or"),
+        ({"every": 0}, "every=0"),
+    ],
+)
+def test_dimensions_that_contradict_each_other_are_refused(arguments, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        propkit.probe(**arguments)(lambda output: output)
+
+
+def test_the_functions_of_a_probe_share_its_dimensions() -> None:
+    @propkit.probe(dims={"v": "k", "q": "quantile"}, coords={"quantile": (0, 1)})
+    def first(output):
+        return {}
+
+    assert first.axes == {"k": None, "quantile": (0.0, 1.0)}
+    with pytest.raises(ValueError, match="one ragged dimension per probe, found k, j"):
+        first.also(dims={"w": "j"})(lambda input: input)
+    with pytest.raises(ValueError, match="'quantile' has two sets of coords"):
+        first.also(dims={"w": "quantile"}, coords={"quantile": (0, 2)})(lambda input: input)
+    with pytest.raises(ValueError, match="'k' has two sets of coords"):
+        first.also(dims={"w": "k"}, coords={"k": (0, 2)})(lambda input: input)
+    assert len(first.measurements) == 1
+    first.also(dims={"w": "k"}, dtype={"w": "float64"})(lambda input: input)
+    m, n = first.measurements
+    assert [m.dtype_of("v"), m.dtype_of("q"), n.dtype_of("w"), n.dtype_of("x")] == [
+        *("float32", "float64", "float64", "float64")
+    ]
+
+
+def _sampling(model, **options):
+    recorder = propkit.attach(model, **options)
+    recorder.detach()
+    return recorder.run.attributes["sampling"]
+
+
+def test_dear_probes_keep_their_own_schedule_unless_they_are_named() -> None:
+    @propkit.probe(every=7)
+    def dear(output):
+        return output.sum()
+
+    @propkit.probe(every=log_spaced(4))
+    def dearer(output):
+        return output.sum()
+
+    def thirds(step):
+        return step % 3 == 0
+
+    model, probes = mlp(), [dear, dearer, "weight"]
+    assert _sampling(model, probes=probes) == {"dear": 7, "dearer": "log_spaced(4)", "weight": 1}
+    for usual, said in (
+        (50, 50),
+        (every(50), 50),
+        (log_spaced(2), "log_spaced(2)"),
+        (thirds, None),
+    ):
+        found = _sampling(model, probes=probes, every=usual)
+        assert (found["dear"], found["dearer"]) == (7, "log_spaced(4)")
+        assert found["weight"] == (said or thirds.__qualname__)
+    assert _sampling(model, probes=probes, every={"dear": 2}) == {
+        **{"dear": 2, "dearer": "log_spaced(4)", "weight": 1}
+    }
+    # There is no other probe that it could mean.
+    assert _sampling(model, probes=[dear, dearer], every=5) == {"dear": 5, "dearer": 5}
+    assert _sampling(model, probes=dear) == {"dear": 7}
+
+
+def test_a_dear_probe_is_measured_on_its_schedule() -> None:
+    model = mlp()
+    with propkit.attach(model, probes=["representation", "activation"], every=4) as recorder:
+        for _ in range(13):
+            model(torch.ones(2, 12))
+            recorder.step()
+    run = recorder.run
+    assert run["activation"]["step"].values.tolist() == [0, 4, 8, 12]
+    expected = [step for step in range(13) if log_spaced(10)(step)]
+    assert run["representation"]["step"].values.tolist() == expected
+    assert len(expected) < 13
+
+
+@pytest.mark.parametrize("name", registry.probe_names())
+def test_examples_of_probes_hold(name) -> None:
+    """Pytest does not find them: a probe is no function."""
+    for m in registry.find_probe(name).measurements:
+        module = importlib.import_module(m.function.__module__)
+        for example in doctest.DocTestFinder().find(m.function, globs=vars(module).copy()):
+            found = doctest.DocTestRunner(verbose=False).run(example)
+            assert not found.failed

@@ -319,6 +319,16 @@ from propkit.schema import Group, Variable
 def value(step, group, variable, sites):
     return step[:, None] * 1000.0 + np.arange(sites) * 10 + group * 3 + variable
 
+def spectra(sites):
+    # ragged and fixed axes; sites come one after the other
+    size = np.arange(sites) % 4
+    coords = {"site": np.array([f"layer{i}" for i in range(sites)]), "row_size": size}
+    variables = (
+        Variable("value", dim="sv", dtype="float32"), Variable("q", dim="quantile"), Variable("n")
+    )
+    axes = {"sv": None, "quantile": np.array([0.0, 1.0])}
+    return Group("spectra", variables, coords, {}, axes)
+
 def record(path, acknowledge, seed, stop=1e9):
     rng, start = random.Random(seed), time.monotonic()
     arrays.LONGEST_CHUNK = rng.choice([16, 64, 4096])
@@ -327,6 +337,8 @@ def record(path, acknowledge, seed, stop=1e9):
         sites = {"site": np.array([f"layer{i}" for i in range(7)])}
         run.define(Group(f"g{group}", (Variable("v0"), Variable("v1")), sites))
     run.define(Group("log", (Variable("loss"),)))
+    sites = 3
+    run.define(spectra(sites))
     step = 0
     while time.monotonic() - start < stop:
         rows = np.arange(step, step + rng.randint(1, 40))
@@ -334,6 +346,15 @@ def record(path, acknowledge, seed, stop=1e9):
             columns = {f"v{v}": value(rows, group, v, 7) for v in range(2)}
             run.append(f"g{group}", rows, columns)
         run.append("log", rows, {"loss": rows + 0.5})
+        width = spectra(sites).sizes["sv"]
+        run.append("spectra", rows, {
+            "value": rows[:, None] + np.arange(width) / 64,
+            "q": value(rows, 0, 0, sites)[..., None] + np.array([0.0, 1.0]),
+            "n": value(rows, 0, 0, sites),
+        })
+        if rng.random() < 0.05 and sites < 12:
+            sites += rng.randint(1, 3)
+            run.define(spectra(sites))
         if rng.random() < 0.05:
             run.define(Group("log", (Variable(f"curve{step}"),)))
         run.commit()
@@ -389,6 +410,22 @@ def check_whole(tree, least: int) -> int:
     np.testing.assert_array_equal(tree["log/loss"], np.arange(rows) + 0.5)
     for name in set(tree["log"].data_vars) - {"loss"}:
         assert np.isnan(tree["log"][name]).all()
+    group = tree["spectra"]
+    size = np.arange(group.sizes["site"]) % 4
+    np.testing.assert_array_equal(group["row_size"], size)
+    np.testing.assert_array_equal(group["site_index"], np.repeat(np.arange(len(size)), size))
+    assert group.site.values.tolist() == [f"layer{i}" for i in range(len(size))]
+    step = np.arange(rows)[:, None]
+    for name, expected in {
+        "value": (step + np.arange(size.sum()) / 64).astype(np.float32),
+        "n": step * 1000.0 + np.arange(len(size)) * 10,
+        "q": (step * 1000.0 + np.arange(len(size)) * 10)[..., None] + np.array([0.0, 1.0]),
+    }.items():
+        values = group[name].values
+        begun = np.isfinite(values)  # sites that came later have NaN before
+        assert (np.diff(begun.astype(int), axis=0) >= 0).all()
+        assert begun[:, :3].all()
+        np.testing.assert_array_equal(values[begun], expected[begun])
     return rows
 
 

@@ -1,5 +1,6 @@
 """Writers: what is committed is there, whole, and nothing else ever is."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -41,6 +42,30 @@ MOMENT = Group(
     COORDS,
 )
 LOSS = Group("log", (Variable("loss", "nat"),))
+SIZES = np.array([2, 0, 3, 1])
+
+
+def spectra(sites: int) -> Group:
+    """Ragged and fixed axes, and plain numbers, at that many sites."""
+    coords = {"site": np.array(["a", "bb", "c", "dddd"][:sites]), "row_size": SIZES[:sites]}
+    variables = (
+        Variable("value", "1", "singular values", dim="singular_value", dtype="float32"),
+        Variable("quantiles", dim="quantile"),
+        Variable("norm"),
+    )
+    axes = {"singular_value": None, "quantile": np.array([0.0, 0.5, 1.0])}
+    return Group("spectra", variables, coords, {}, axes)
+
+
+def spectral_rows(steps, sites: int) -> dict[str, np.ndarray]:
+    """Values that say where they belong; exact in float32."""
+    at = np.asarray(steps, float)[:, None]
+    norm = at * 8 + np.arange(sites)
+    return {
+        "value": at * 8 + np.arange(SIZES[:sites].sum()),
+        "quantiles": norm[..., None] + np.array([0.0, 0.25, 0.5]),
+        "norm": norm,
+    }
 
 
 def create(path, **attributes) -> ZarrWriter:
@@ -105,6 +130,10 @@ def test_root_metadata_is_what_zarr_itself_would_consolidate(tmp_path, small_chu
     writer.commit()
     writer.define(Group("log", (Variable("accuracy"),)))
     fill(writer, range(9, 12))
+    writer.define(spectra(2))
+    writer.append("spectra", np.arange(3), spectral_rows(range(3), 2))
+    writer.commit()
+    writer.define(spectra(4))
     writer.close("failed", "the loss is NaN")
     ours = json.loads((path / "zarr.json").read_bytes())
     with warnings.catch_warnings():
@@ -196,7 +225,155 @@ def test_new_curves_appear_later(tmp_path, small_chunks):
     assert names == {"zarr.json", "c.2", "c.3", "c.4"}
 
 
-OPERATIONS = st.sampled_from(["rows", "rows", "curve", "late", "commit", "full"])
+@pytest.mark.parametrize("kind", ["zarr", "memory"])
+def test_ragged_and_fixed_axes(tmp_path, small_chunks, kind):
+    writer: Writer = create(tmp_path / "run.zarr") if kind == "zarr" else MemoryWriter({})
+    writer.define(spectra(4))
+    writer.append("spectra", np.arange(20), spectral_rows(range(20), 4))
+    writer.append("spectra", np.array([20]), {"norm": np.ones((1, 4))})
+    writer.close("complete")
+    if kind == "zarr":
+        dataset = xr.open_zarr(
+            writer.path, group="spectra"
+        )  # as anyone opens it; warnings are errors
+        xr.testing.assert_identical(
+            dataset.load(), xr.open_datatree(writer.path, engine="zarr")["spectra"].to_dataset()
+        )
+    else:
+        dataset = Run.from_memory(writer)["spectra"]
+    assert dataset.value.dims == ("step", "singular_value")
+    assert dataset.quantiles.dims == ("step", "site", "quantile")
+    assert (dataset.value.dtype, dataset.quantiles.dtype) == (np.float32, np.float64)
+    assert set(dataset.coords) == {"step", "site", "row_size", "site_index", "quantile"}
+    assert dataset.row_size.attrs == {"sample_dimension": "singular_value"}
+    assert dataset.site_index.attrs == {"instance_dimension": "site"}
+    assert dataset.site_index.values.tolist() == [0, 0, 2, 2, 2, 3]
+    assert dataset["quantile"].values.tolist() == [0.0, 0.5, 1.0]
+    for name, expected in spectral_rows(range(20), 4).items():
+        np.testing.assert_array_equal(dataset[name][:20], expected)
+    assert dataset.value[20].isnull().all()
+    assert dataset.quantiles[20].isnull().all()
+
+
+def test_a_wide_row_is_one_append_and_a_wider_one_several(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "CHUNK_BYTES", 1 << 10)
+    monkeypatch.setattr(arrays, "WIDEST_ROW", 1 << 12)
+    writer = create(tmp_path / "run.zarr")
+    for name, size in (("wide", 1000), ("wider", 1100)):
+        variables = (Variable("value", dim="k", dtype="float32"),)
+        coords = {"site": np.array(["a", "b"]), "row_size": np.array([size - 300, 300])}
+        writer.define(Group(name, variables, coords, {}, {"k": None}))
+        writer.append(name, np.arange(2), {"value": np.arange(2.0 * size).reshape(2, size)})
+    writer.commit()
+    files = {
+        name: {f.name for f in (writer.path / name / "value").glob("c.*")}
+        for name in ("wide", "wider")
+    }
+    assert files["wide"] == {"c.0.0", "c.1.0"}
+    assert files["wider"] == {f"c.{step}.{i}" for step in range(2) for i in range(5)}
+    run = propkit.store.run.open(writer.path)
+    np.testing.assert_array_equal(run["wider"].value, np.arange(2200.0).reshape(2, 1100))
+    # One site's values are read without the chunks of the others.
+    for i in range(3):
+        (writer.path / f"wider/value/c.1.{i}").unlink()
+    np.testing.assert_array_equal(
+        run.spectrum("b", group="wider", step=1), np.arange(2200.0)[-300:]
+    )
+
+
+def test_memory_for_wide_rows_is_not_taken_in_advance():
+    wide = Group(
+        "wide",
+        (Variable("value", dim="k", dtype="float32"),),
+        {"site": np.array(["a"]), "row_size": np.array([400_000])},
+        {},
+        {"k": None},
+    )
+    assert Table(wide)._columns["value"].nbytes < 2_000_000
+
+
+def test_what_does_not_continue_a_group_is_refused(tmp_path):
+    for writer in (create(tmp_path / "run.zarr"), MemoryWriter({})):
+        writer.define(spectra(3))
+        other = dataclasses.replace
+        shuffled = {"site": np.array(["bb", "a", "c"]), "row_size": SIZES[:3]}
+        resized = {"site": spectra(4).coords["site"], "row_size": np.array([2, 1, 3, 1])}
+        for group in (
+            spectra(3),
+            spectra(2),
+            other(spectra(4), coords=resized),
+            other(spectra(3), coords=shuffled, variables=(Variable("new"),)),
+            other(spectra(4), axes={"singular_value": None, "quantile": np.array([0.0, 1.0, 2.0])}),
+            other(spectra(4), coords={"site": spectra(4).coords["site"]}),
+        ):
+            with pytest.raises(ValueError, match="'spectra' is defined already"):
+                writer.define(group)
+        with pytest.raises(ValueError, match=r"value: expected shape \(1, 5\), found \(1, 6\)"):
+            writer.append("spectra", np.array([0]), {"value": np.ones((1, 6))})
+        writer.define(spectra(4))
+        writer.append("spectra", np.array([0]), {"value": np.ones((1, 6))})
+
+
+def test_a_group_whose_growth_fails_grows_again(tmp_path, small_chunks):
+    """Whatever call fails, readers go on reading what they read, and the growth can be tried again."""
+    writer = create(tmp_path / "run.zarr")
+    writer.define(spectra(2))
+    writer.append("spectra", np.arange(11), spectral_rows(range(11), 2))
+    writer.commit()
+    before = propkit.store.run.open(writer.path)["spectra"].load()
+    for calls in range(1000):
+        done = False
+        with failing(after=calls), suppress(OSError):
+            writer.define(spectra(4))
+            done = True
+        xr.testing.assert_identical(propkit.store.run.open(writer.path)["spectra"].load(), before)
+        if done:
+            break
+    assert calls > 10
+    writer.append("spectra", np.arange(11, 20), spectral_rows(range(11, 20), 4))
+    writer.close("complete")
+    after = propkit.store.run.open(writer.path)["spectra"]
+    for name, expected in spectral_rows(range(20), 4).items():
+        np.testing.assert_array_equal(after[name][11:], expected[11:])
+        old = spectral_rows(range(11), 2)[name]
+        np.testing.assert_array_equal(after[name][:11, : old.shape[1]], old)
+        assert after[name][:11, old.shape[1] :].isnull().all()
+    assert after.site.values.tolist() == ["a", "bb", "c", "dddd"]
+
+
+def test_readers_without_consolidated_metadata_see_new_columns_together(tmp_path):
+    writer = create(tmp_path / "run.zarr")
+    writer.define(spectra(2))
+    writer.append("spectra", np.arange(3), spectral_rows(range(3), 2))
+    writer.commit()
+    writer.define(spectra(4))
+    writer.append("spectra", np.arange(3, 5), spectral_rows(range(3, 5), 4))
+    writer.commit()
+    group = zarr.open_group(writer.path, mode="r", use_consolidated=False)["spectra"]
+    shapes = {name: array.shape for name, array in group.arrays()}
+    assert shapes["site"] == shapes["row_size"] == (4,)
+    assert (shapes["value"], shapes["norm"]) == ((5, 6), (5, 4))
+    assert shapes["quantiles"] == (5, 4, 3)
+    np.testing.assert_array_equal(group["norm"][3:], spectral_rows(range(3, 5), 4)["norm"])
+
+
+def test_a_run_opened_before_a_group_grew_stays_as_it_was(tmp_path):
+    for writer in (create(tmp_path / "run.zarr"), MemoryWriter({})):
+        writer.define(dataclasses.replace(spectra(2), attributes={"site_order": [1, 0]}))
+        writer.append("spectra", np.arange(3), spectral_rows(range(3), 2))
+        writer.commit()
+        memory = isinstance(writer, MemoryWriter)
+        run = Run.from_memory(writer) if memory else propkit.store.run.open(writer.path)
+        before = run["spectra"].copy(deep=True)
+        assert before.site.values.tolist() == ["bb", "a"]
+        writer.define(dataclasses.replace(spectra(4), attributes={"site_order": [2, 1, 3, 0]}))
+        writer.append("spectra", np.arange(3, 5), spectral_rows(range(3, 5), 4))
+        writer.commit()
+        xr.testing.assert_identical(run["spectra"].load(), before)
+        assert run.refresh()["spectra"].site.values.tolist() == ["c", "bb", "dddd", "a"]
+
+
+OPERATIONS = st.sampled_from(["rows", "rows", "curve", "late", "commit", "full", "sites"])
 
 
 @settings(max_examples=15, deadline=None)
@@ -212,8 +389,10 @@ def test_any_sequence_gives_what_lists_give(plan):
         steps: list[int] = []
         points: list[dict[str, float]] = []
         names = ["loss"]
+        sites = [1]  # of the group of spectra, by row; the last one is that of the next row
         for either in both:
             either.define(MOMENT)
+            either.define(spectra(1))
             either.define(LOSS)
             either.commit()
         seen = (0, 0, 1)
@@ -222,7 +401,13 @@ def test_any_sequence_gives_what_lists_give(plan):
                 new = 2 * np.arange(len(steps), len(steps) + count)
                 for either in both:
                     fill(either, new)
+                    either.append("spectra", new, spectral_rows(new, sites[-1]))
                 steps += new.tolist()
+                sites += [sites[-1]] * count
+            elif operation == "sites" and sites[-1] < 4:
+                sites[-1] = min(4, sites[-1] + count)
+                for either in both:
+                    either.define(spectra(sites[-1]))
             elif operation == "curve":
                 values = np.arange(count) + 0.25
                 for either in both:
@@ -241,11 +426,25 @@ def test_any_sequence_gives_what_lists_give(plan):
                 if disk.left >= 0:
                     memory.commit()
                     seen = (len(steps), len(points), len(names))
-            check(propkit.store.run.open(writer.path), *seen, steps, points, names)
+            run = propkit.store.run.open(writer.path)
+            check(run, *seen, steps, points, names)
+            check_spectra(run["spectra"], steps[: seen[0]], sites)
         for either in both:
             either.close("complete")
         for run in (propkit.store.run.open(writer.path), Run.from_memory(memory)):
             check(run, len(steps), len(points), len(names), steps, points, names)
+            check_spectra(run["spectra"], steps, sites)
+            assert run["spectra"].sizes["site"] == sites[-1]
+
+
+def check_spectra(dataset, steps, sites):
+    np.testing.assert_array_equal(dataset.step, steps)
+    for name in ("value", "quantiles", "norm"):
+        values = dataset[name].values
+        for row, (step, width) in enumerate(zip(steps, sites, strict=False)):
+            expected = spectral_rows([step], width)[name][0]
+            np.testing.assert_array_equal(values[row, : len(expected)], expected)
+            assert np.isnan(values[row, len(expected) :]).all()
 
 
 def check(run, rows, points, curves, steps, curve, names):
@@ -416,6 +615,19 @@ def test_wrong_rows_are_refused_and_nothing_of_them_is_kept(tmp_path, kind):
         (Group("g", (Variable("a"),), {"depth": np.arange(3)}), "expected 'site'"),
         (Group("g", (Variable("a"),), {**COORDS, "depth": np.arange(4)}), "of one length"),
         (Group("g", (Variable("a"),), {"site": np.array([], str)}), "at least 1"),
+        (Group("g", (Variable("a", dim="k"),), COORDS), "lies along 'k', which is no axis"),
+        (Group("g", (Variable("a", dim="k"),), COORDS, {}, {"k": None}), "'row_size' with it"),
+        (
+            Group(
+                "g",
+                (Variable("a", dim="k"),),
+                {**COORDS, "row_size": np.arange(3)},
+                {},
+                {"k": None, "j": None},
+            ),
+            "one ragged axis at most",
+        ),
+        (Group("g", (Variable("k", dim="k"),), COORDS, {}, {"k": np.arange(2)}), "k used twice"),
     ],
 )
 def test_groups_that_cannot_be_stored(tmp_path, kind, group, match):

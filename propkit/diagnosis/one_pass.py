@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -15,8 +14,9 @@ from propkit.diagnosis.untouched import untouched
 from propkit.hooks.taps import Key, Place, Receiver, Taps
 from propkit.notices import say
 from propkit.probe import Measurement
+from propkit.recording.flush import append_rows
 from propkit.recording.layout import Layout
-from propkit.recording.rows import Observation, combine, make_row, to_host
+from propkit.recording.rows import Observation, make_row, own_copy, rows_to_host
 from propkit.sites import Site
 from propkit.store.memory import MemoryWriter
 
@@ -63,12 +63,20 @@ class Collector:
         self._broken_by: Exception | None = None
 
     def receive(
-        self, key: Key, measurement: Measurement, value: torch.Tensor, weight: float, origin: int
+        self,
+        key: Key,
+        measurement: Measurement,
+        value: torch.Tensor,
+        weight: float | torch.Tensor,
+        origin: int,
     ) -> None:
         """Keep one value; what an optimiser's step would change is not measured."""
         if "update" not in measurement.signals:
             self.measured.add((key.probe, key.variable, _name(key.site, key.call)))
-            slot = self._layout.slot(key, measurement)
+            length = len(value) if value.ndim else None
+            slot = self._layout.slot(key, measurement, length)
+            if value.ndim:
+                value = own_copy(value, measurement.dtype_of(key.variable))
             self._observed.append(Observation(slot, value, weight, origin))
 
     def loss_scale(self) -> torch.Tensor | None:
@@ -96,11 +104,7 @@ class Collector:
             row = make_row(0, self._observed)
             for group in self._layout.new_groups(places):
                 writer.define(group)
-            plan = self._layout.plan()
-            values = np.concatenate(to_host(row.vectors))
-            combined = combine(row.slots, values, row.weights, plan.reductions)
-            for name, table in plan.tables(combined[None]).items():
-                writer.append(name, np.zeros(1, dtype=np.int64), table)
+            append_rows(writer, self._layout.plan(), rows_to_host([row]))
         writer.update(faults=self.faults)
         writer.close("complete")
 

@@ -42,6 +42,7 @@ class Reading(NamedTuple):
         sizes: Their lengths.
         values: Positions of the values among the entries of all buffers.
         weights: Position of each value's weight.
+        ends: Position of each buffer's weight.
         kinds: Whether a value is a mean, a norm or neither.
         degrees: Power of the loss scale that is divided out.
     """
@@ -50,6 +51,7 @@ class Reading(NamedTuple):
     sizes: tuple[int, ...]
     values: torch.Tensor
     weights: torch.Tensor
+    ends: torch.Tensor
     kinds: torch.Tensor
     degrees: torch.Tensor
 
@@ -60,6 +62,7 @@ def make_reading(
     """Prepare to read buffers with these reductions, whose values grow with this power of the loss."""
     values: list[int] = []
     weights: list[int] = []
+    ends: list[int] = []
     kinds: list[int] = []
     powers: list[int] = []
     position = 0
@@ -67,6 +70,7 @@ def make_reading(
         values += range(position, position + len(here))
         position += len(here) + 1
         weights += [position - 1] * len(here)
+        ends.append(position - 1)
         kinds += [{"mean": _MEAN, "norm": _NORM}.get(r, _PLAIN) for r in here]
         powers += [degree] * len(here)
     start = torch.cat([empty_buffer(here, device) for here in rules])
@@ -75,6 +79,7 @@ def make_reading(
         tuple(len(here) + 1 for here in rules),
         torch.tensor(values, device=device),
         torch.tensor(weights, device=device),
+        torch.tensor(ends, device=device),
         torch.tensor(kinds, device=device),
         torch.tensor(powers, device=device),
     )
@@ -82,8 +87,11 @@ def make_reading(
 
 def read(
     buffers: list[torch.Tensor], reading: Reading, scale: torch.Tensor | None
-) -> tuple[torch.Tensor, ...]:
-    """The values of all buffers, 0-d, NaN where nothing was added; the buffers are emptied. Waits for no device."""
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    """The values of all buffers, 0-d, NaN where nothing was added, and each buffer's sum of weights, 0-d.
+
+    The buffers are emptied. No device is waited for.
+    """
     held = torch.cat(buffers)
     # A backward pass that is still to come may use the buffers: for autograd they are as they were.
     with torch.autograd.grad_mode._unsafe_preserve_version_counter(tuple(buffers)):
@@ -93,4 +101,5 @@ def read(
     values = torch.where(reading.kinds == _NORM, values.sqrt(), values)
     if scale is not None:
         values = values / scale.to(values.device, values.dtype) ** reading.degrees
-    return torch.where(weights == 0, torch.nan, values).unbind()
+    values = torch.where(weights == 0, torch.nan, values)
+    return values.unbind(), held[reading.ends].unbind()

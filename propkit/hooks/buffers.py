@@ -97,8 +97,8 @@ class Buffers:
 
     def take(
         self, entries: Iterable[Entry], scale: torch.Tensor | None
-    ) -> Iterator[tuple[Entry, str, torch.Tensor]]:
-        """Read buffers and empty them: entry, variable and value, 0-d, NaN where nothing was added."""
+    ) -> Iterator[tuple[Entry, str, torch.Tensor, torch.Tensor | float]]:
+        """Read buffers and empty them: entry, variable, value, 0-d, NaN where nothing was added, and its weight."""
         by_device: dict[torch.device, list[Entry]] = {}
         for e in entries:
             by_device.setdefault(e.buffer.device, []).append(e)
@@ -107,10 +107,11 @@ class Buffers:
             if key not in self._readings:
                 degrees = [_degree(e.measurement) for e in here]
                 self._readings[key] = make_reading([e.rules for e in here], degrees, device)
-            values = iter(read([e.buffer for e in here], self._readings[key], scale))
+            values, weights = map(iter, read([e.buffer for e in here], self._readings[key], scale))
             for e in here:
-                for name in e.hook.variables[e.number, e.k]:
-                    yield e, name, next(values)
+                weight = next(weights)
+                for name, rule in zip(e.hook.variables[e.number, e.k], e.rules, strict=True):
+                    yield e, name, next(values), weight if rule == "mean" else 1.0
 
 
 def _degree(m: Measurement) -> int:

@@ -30,6 +30,10 @@ class Switchboard(Protocol):
     discovering: bool
 
     @property
+    def stepping(self) -> bool:
+        """Whether the weights may change from now on without another word."""
+
+    @property
     def idle(self) -> bool:
         """Whether nothing is measured in this step."""
 
@@ -56,8 +60,10 @@ class SiteTap:
         self.open: list[_Call] = []
         self.here = [(p, m) for p in site.probes for m in p.measurements]
         self.all = [Listener(p, m, site, taps) for p, m in self.here]
+        self.once = [x for x in self.all if x.measurement.once]
         self.hearing: dict[str, tuple[Listener, ...]] = {}  # signal -> active listeners
         self.of_weight: tuple[Listener, ...] = ()
+        self.of_function: tuple[Listener, ...] = ()
         self.weighed = False  # in this step
         self.both_ends = True  # or the hook after the module does
         self.before_hook = SiteHook(self._before_forward, "input", site, taps.compiled)
@@ -65,14 +71,17 @@ class SiteTap:
 
     def needed(self, active: Collection[str]) -> bool:
         """Whether one of these probes applies here."""
-        return any(p.name in active for p in self.site.probes)
+        left_out = self.site.name in self.taps.compiled.left_out
+        return not left_out and any(p.name in active for p in self.site.probes)
 
     def activate(self, active: Collection[str]) -> None:
         """Listen with these probes from now on."""
         here = [x for x in self.all if x.probe in active]
-        self.hearing = {s: tuple(x for x in here if s in x.needed) for s in OF_A_CALL}
+        self.of_function = tuple(x for x in here if x.of_function)
+        waiting = [x for x in here if not x.of_function]
+        self.hearing = {s: tuple(x for x in waiting if s in x.needed) for s in OF_A_CALL}
         self.of_weight = tuple(x for x in here if not x.needed)
-        inputs = self.hearing["input"] or self.hearing["grad_input"]
+        inputs = self.hearing["input"] or self.hearing["grad_input"] or self.of_function
         self.both_ends = bool(inputs) or self.taps.discovering
 
     def put_in_before(self) -> torch.utils.hooks.RemovableHandle:
@@ -103,6 +112,10 @@ class SiteTap:
             if received is not None:
                 call.received = received
                 call.offer("input", received)
+                if not call.recomputing:
+                    # Buffers and random states are those that the forward will find: one dropout mask for both.
+                    for listener in self.of_function:
+                        listener.hear_function(args, kwargs, call.number, call.origin)
                 # In a recomputation, a leaf is the detached input of the checkpoint: the real one has its hook.
                 if not (call.recomputing and received.is_leaf):
                     call.follow("grad_input", received)
@@ -160,16 +173,23 @@ class SiteTap:
         self.leaves.clear()
 
     def measure_weight(self) -> None:
-        """Measure the weight before the step, unless that is done; keep it where its change is asked for."""
+        """Measure the weight before the step, unless that is done."""
         if self.weighed:
             return
         self.weighed = True
         for listener in self.of_weight:
             if not listener.of_update:
                 listener.hear({}, 0, NEUTRAL)
-            elif self.before is None and listener.probe not in self.taps.disabled:
-                weight = weight_of(self.site.module)
-                self.before = None if weight is None else weight.clone()
+            elif self.taps.stepping:
+                self.keep_weight()
+
+    def keep_weight(self) -> None:
+        """Keep a copy of the weight where its change in this step is asked for."""
+        if not self.weighed or self.before is not None:
+            return
+        if any(x.of_update and x.probe not in self.taps.disabled for x in self.of_weight):
+            weight = weight_of(self.site.module)
+            self.before = None if weight is None else weight.clone()
 
     def finish_step(self) -> None:
         """Measure the change of the weight, and forget the calls of this step."""
@@ -184,6 +204,8 @@ class SiteTap:
                 self.taps.receiver.broken(error)
         self.before = None
         self.weighed = False
+        for listener in self.once:
+            listener.forget()
         self.begin_forward()
         self.forget_leaves()
 

@@ -6,23 +6,24 @@ recorder is detached. There are two graphs then, one for sampled steps and one w
 others: `SiteHook.variant` selects between them, and nothing is compiled again when a step is sampled.
 
 Left out, and said where it matters: forwards with gradients disabled (evaluation keeps its one graph), functions that
-need the gradients of both ends together, weights in a loop without a `torch.optim` optimiser.
+need the gradients of both ends together or have more than one number as value, modules inside `torch.cond` and the
+like.
 """
 
 import importlib.util
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from propkit.hooks.before_step import BeforeStep
 from propkit.hooks.buffers import Buffers
+from propkit.hooks.cache import GraphCache
 from propkit.hooks.hook import Hook, NoticedHook
 from propkit.hooks.numbering import Numbering
 from propkit.hooks.signals import transformed
-from propkit.hooks.traceable import check_traceable
+from propkit.hooks.traceable import check_traceable, operator_around
 from propkit.hooks.traced import SiteHook
 from propkit.hooks.values import GRADIENTS, OF_A_CALL, TRAINING, Key, end_of
 from propkit.notices import say
@@ -42,26 +43,29 @@ class Compiled:
     """The compiled graphs of one recorder's model.
 
     Attributes:
-        traced: Whether a graph with the recorder's hooks exists.
+        traced: Whether a graph with the recorder's hooks exists, so that they have to stay.
         buffers: What the graphs write to.
+        left_out: Sites in a place where no graph can hold a measurement.
     """
 
     def __init__(self, taps: "Taps") -> None:
         self.traced = False
+        self.left_out: set[str] = set()
         self.buffers = Buffers()
         self.numbering = Numbering()
         self._taps = taps
         self._variants: list[frozenset[str]] = []
         self._verdicts: dict[tuple[int, type, int], bool] = {}
-        self._pre_step: torch.utils.hooks.RemovableHandle | None = None
-        self._ours: weakref.WeakKeyDictionary[torch.optim.Optimizer, bool] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._measures = False  # a graph does
+        self._before_step = BeforeStep(taps.model, self._about_to_change, gradients=True)
         self._ran: set[tuple[str, int]] = set()  # in this step, as far as it was asked
         self._weighed = False  # in this step
         self._told = False
         self._fault: Exception | None = None
         self._marked: dict[nn.Module, Any] = {}
+        self._cache = GraphCache()
+        self._operators: set[str] = set()
+        self._unsaid: list[str] = []
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
@@ -70,15 +74,16 @@ class Compiled:
         for hook in (Hook, NoticedHook, SiteHook):
             # Traced as part of a graph, but no graph of its own: between graphs they are called as in eager PyTorch.
             torch._dynamo.eval_frame.skip_code(hook.__call__.__code__)
-        callbacks = torch._dynamo.callback.callback_handler.start_callbacks
-        if self._compiling not in callbacks:
-            callbacks.append(self._compiling)
+        callbacks = torch._dynamo.callback.callback_handler
+        if self._compiling not in callbacks.start_callbacks:
+            callbacks.start_callbacks.append(self._compiling)
+            callbacks.end_callbacks.append(self._compiled)
             if torch._dynamo.convert_frame.input_codes.seen:
                 self._mark()
 
     def begin(self, active: frozenset[str]) -> None:
         """Measure these probes in the steps that follow."""
-        if not self.traced:
+        if not self._measures:
             self._variants.clear()
         every = frozenset(name for hook in self.buffers.hooks for name, _ in hook.here)
         names = active & every
@@ -96,27 +101,31 @@ class Compiled:
     def finish_step(self) -> None:
         """Hand the values of the step on."""
         self.numbering.restart()
-        if self.traced and not self._taps.idle:
+        if self._measures and not self._taps.idle:
             self.guarded(self._deliver, None)
         self._weighed = False
+        unsaid, self._unsaid = self._unsaid, []
+        for text in unsaid:
+            say(text)
         if self._fault is not None:
             fault, self._fault = self._fault, None
             self._taps.receiver.broken(fault)
 
     def close(self) -> None:
         """Listen no more; graphs that exist measure nothing."""
-        callbacks = torch._dynamo.callback.callback_handler.start_callbacks
-        if self._compiling in callbacks:
-            callbacks.remove(self._compiling)
-        if self._pre_step is not None:
-            self._pre_step.remove()
+        callbacks = torch._dynamo.callback.callback_handler
+        if self._compiling in callbacks.start_callbacks:
+            callbacks.start_callbacks.remove(self._compiling)
+            callbacks.end_callbacks.remove(self._compiled)
+        self._before_step.remove()
         for module, forward in self._marked.items():
             if module.__dict__.get("forward") is forward:
                 del module.__dict__["forward"]
         self._marked.clear()
-        self.traced = False
+        self.traced = self._measures = False
         for hook in self.buffers.hooks:
             hook.variant = ""
+        self.guarded(self._cache.make_room, None)
 
     def guarded(self, action: Callable[[], T], otherwise: T) -> T:
         """Keep propkit's own faults from the training."""
@@ -136,17 +145,32 @@ class Compiled:
             self._fault = self._fault or error
             return otherwise
 
+    def notice(self, hook: SiteHook) -> bool:
+        """A trace goes through a hook; whether a measurement is possible there."""
+        operator = operator_around()
+        if operator:
+            self.left_out.add(hook.site.name)
+            if operator not in self._operators:
+                self._operators.add(operator)
+                self._unsaid.append(
+                    f"nothing can be measured inside {operator}: {hook.site.name} and what else runs there is left out"
+                )
+            return False
+        hook.traced = True
+        return True
+
     def arrive(self, hook: SiteHook, shape: str) -> int:
         """A traced call reaches one end of a site: its number in the forward, -1 in a `torch.func` transform."""
         if transformed():
             self._taps.skipped_transforms += 1
             return -1
-        if not self.traced:
-            self.traced = True
-            self._pre_step = register_optimizer_step_pre_hook(
-                torch.compiler.disable(self._optimizer_steps)
-            )
+        if not self._measures:
+            self._measures = True
+            self._before_step.listen()
             self._refuse_scattered()
+        warning = self._cache.note()
+        if warning:
+            self._unsaid.append(warning)
         self._taps.depth = self.numbering.follow(self._taps.depth)
         if hook.end == "input":
             return self.numbering.enter(hook.site.name, shape)
@@ -185,6 +209,9 @@ class Compiled:
         self._mark()
         self.guarded(self._taps.expect_trace, None)
 
+    def _compiled(self, *_: Any) -> None:
+        self.guarded(self._taps.trace_ended, None)
+
     def _mark(self) -> None:
         """Keep graphs that were made for other models of the same classes, without hooks, from being used for this one.
 
@@ -206,26 +233,24 @@ class Compiled:
             for p, m in tap.here:
                 if OF_A_CALL.intersection(m.signals) and not end_of(m, tap.site.module):
                     why = f"in a compiled graph {', '.join(m.signals)} are not there together"
+                    if m.dims:
+                        why = "in a compiled graph there is no room for values with a dimension of their own"
                     self._switch_off(p.name, NotImplementedError(why))
 
-    def _optimizer_steps(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002
-        if not (self._taps.idle or self._weighed):
-            self.guarded(lambda: self._weigh(optimizer), None)
+    def _about_to_change(self) -> None:
+        if not self._taps.idle:
+            self.guarded(self._weigh, None)
 
-    def _weigh(self, optimizer: torch.optim.Optimizer) -> None:
+    def _weigh(self) -> None:
         """Measure the weights that a step is about to change, of the sites that ran."""
-        if optimizer not in self._ours:
-            ours = {id(p) for p in self._taps.model.parameters()}
-            held = (p for group in optimizer.param_groups for p in group["params"])
-            self._ours[optimizer] = any(id(p) in ours for p in held)
-        if self._ours[optimizer]:
-            self._weighed = True
-            self._ran |= self.buffers.ran()
-            measuring = any(hook.variant for hook in self.buffers.hooks)
-            names = {name for name, _ in self._ran} if measuring else self.numbering.sites
-            for tap in self._taps.sites:
-                if tap.site.name in names:
-                    tap.measure_weight()
+        self._weighed = True
+        self._ran |= self.buffers.ran()
+        measuring = any(hook.variant for hook in self.buffers.hooks)
+        names = {name for name, _ in self._ran} if measuring else self.numbering.sites
+        for tap in self._taps.sites:
+            if tap.site.name in names:
+                tap.measure_weight()
+                tap.keep_weight()
 
     def _deliver(self) -> None:
         ran = self._ran | self.buffers.ran()
@@ -234,14 +259,14 @@ class Compiled:
         entries = [e for e in self.buffers.entries if (e.hook.site.name, e.number) in ran]
         gradients = any(GRADIENTS.intersection(e.measurement.signals) for e in entries)
         scale = self._taps.receiver.loss_scale() if gradients else None
-        for e, variable, value in self.buffers.take(entries, scale):
+        for e, variable, value, weight in self.buffers.take(entries, scale):
             probe, m = e.hook.here[e.k]
             if scale is not None and m.degree is None and GRADIENTS.intersection(m.signals):
                 why = "in a compiled graph a function of a scaled gradient has to say its `degree`"
                 self._switch_off(probe, ValueError(why))
             elif self._taps.is_active(probe):
                 key = Key(probe, variable, e.hook.site.name, e.number)
-                self._taps.receiver.receive(key, m, value, 1.0, TRAINING)
+                self._taps.receiver.receive(key, m, value, weight, TRAINING)
         if not self._weighed and not self._told:
             self._tell_about_weights()
 
@@ -256,5 +281,5 @@ class Compiled:
             self._told = True
             say(
                 f"{', '.join(sorted(lost))}: the weights of a compiled model are measured when a torch.optim "
-                "optimiser steps, and none did, so they are left out"
+                "optimiser steps, or when a parameter gets its gradient, and neither happened, so they are left out"
             )

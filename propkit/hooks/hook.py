@@ -6,17 +6,30 @@ from typing import Any
 
 import torch
 
+exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+"""Whether the trace under way is an export's."""
+
 
 class Hook:
     """A module hook for eager calls; in a graph that is being traced it does nothing."""
 
     def __init__(self, function: Callable[..., None]) -> None:
         self.function = torch.compiler.disable(function)  # not compiled by itself either
+        self.traced = False
+        """Whether it is part of a graph, which is guarded by it from then on."""
 
     def __call__(self, *args: Any) -> None:
         """Call the function, unless a graph is being traced or exported."""
         if not torch.compiler.is_compiling():
             self.function(*args)
+        elif torch.compiler.is_dynamo_compiling() and not exporting():
+            self.notice(torch.is_grad_enabled())
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # how tracing calls plain Python
+    def notice(self, training: bool) -> bool:  # noqa: ARG002 - for those that do more
+        """Note that a graph is traced; called once per trace, not when the graph runs."""
+        self.traced = True
+        return True
 
     def __reduce__(self) -> Any:
         # takes anything, returns None, needs no propkit
@@ -24,17 +37,12 @@ class Hook:
 
 
 class NoticedHook(Hook):
-    """A hook that calls its function also while a graph is traced: once per trace, not when the graph runs."""
+    """A hook that calls its function also while a graph is traced, with gradients enabled."""
 
-    def __call__(self, *args: Any) -> None:
-        """Call the function."""
-        if not torch.compiler.is_compiling():
-            self.function(*args)
-        elif torch.compiler.is_dynamo_compiling() and torch.is_grad_enabled():
-            self.notice()
-
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # how tracing calls plain Python
-    def notice(self) -> bool:
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def notice(self, training: bool) -> bool:
         """Call the function in the middle of a trace."""
-        self.function()
+        self.traced = True
+        if training:
+            self.function()
         return True

@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 import torch
 
-from propkit.hooks.values import FORWARD, OF_A_CALL, Key, Receiver
+from propkit.hooks.values import FORWARD, GRADIENTS, OF_A_CALL, Key, Receiver
+from propkit.module_map import module_map
 from propkit.probe import Measurement, Probe
 from propkit.sites import Site, weight_of
 
@@ -26,6 +27,7 @@ class Listener:
         measurement: The function.
         needed: Signals of a call that it waits for; none for a function of the weight alone.
         of_forward: Whether they are all there when the module returns.
+        of_function: Whether it needs the module as a map.
         of_update: Whether it needs the change of the weight in a step.
     """
 
@@ -34,31 +36,58 @@ class Listener:
         self.measurement = measurement
         self.needed = OF_A_CALL.intersection(measurement.signals)
         self.of_forward = self.needed <= FORWARD
+        self.of_function = "function" in self.needed
         self.of_update = "update" in measurement.signals
         self._of_module = tuple(s for s in measurement.signals if s in ("module", "weight"))
         self._gradients = tuple(s for s in measurement.signals if s.startswith("grad_"))
         self._site = site
         self._taps = taps
         self._keys: dict[tuple[str, int], Key] = {}
+        self._heard: set[tuple[object, ...]] = set()  # in this step, of what is measured once
 
     def hear(self, signals: Mapping[str, torch.Tensor], call: int, origin: int) -> None:
         """Call the function on the signals and hand its values on; a failing probe is switched off."""
         if self.probe in self._taps.disabled:
             return
-        try:
-            arguments = self._arguments(signals)
-            if arguments is None:
+        if self.measurement.once:
+            heard = (call, origin, *(t.shape for t in signals.values()))
+            if heard in self._heard:
                 return
-            elements = next((t.numel() for n, t in signals.items() if n in OF_A_CALL), 1)
-            with _nothing_else():
-                values = self._unscaled(arguments)
-            if not isinstance(values, dict):
-                values = {self.measurement.function.__name__: values}
-            for variable, value in values.items():
-                self._receive(variable, value, call, elements, origin)
+            self._heard.add(heard)
+        try:
+            self._call(signals, call, origin)
         except Exception as error:  # whatever a probe does, training goes on
             self._taps.disabled.add(self.probe)
             self._taps.receiver.fault(self.probe, error)
+
+    def hear_function(self, args: Any, kwargs: Any, call: int, origin: int) -> None:
+        """The same with the module as a map of its input; the module is about to run with these arguments."""
+        if self.probe in self._taps.disabled:
+            return
+        try:
+            # Hooks that change the arguments have run by now, so it is the bare forward that is to come.
+            module = self._site.module
+            with module_map(module, *args, forward=module.forward, **kwargs) as (function, x):
+                self._call({"function": function, "input": x}, call, origin)
+        except Exception as error:  # whatever a probe does, training goes on
+            self._taps.disabled.add(self.probe)
+            self._taps.receiver.fault(self.probe, error)
+
+    def forget(self) -> None:
+        """The step is over: what is measured once is measured again in the next."""
+        self._heard.clear()
+
+    def _call(self, signals: Mapping[str, Any], call: int, origin: int) -> None:
+        arguments = self._arguments(signals)
+        if arguments is None:
+            return
+        elements = next((t.numel() for n, t in signals.items() if n in FORWARD | GRADIENTS), 1)
+        with _nothing_else():
+            values = self._unscaled(arguments)
+        if not isinstance(values, dict):
+            values = {self.measurement.function.__name__: values}
+        for variable, value in values.items():
+            self._receive(variable, value, call, elements, origin)
 
     def _arguments(self, signals: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
         """The function's arguments; None if the module has no weight."""
@@ -76,10 +105,18 @@ class Listener:
         return arguments
 
     def _receive(self, variable: str, value: Any, call: int, elements: int, origin: int) -> None:
-        if not isinstance(value, torch.Tensor) or value.ndim:
+        ndim = 1 if variable in self.measurement.dims else 0
+        if not isinstance(value, torch.Tensor) or value.ndim != ndim:
             is_tensor = isinstance(value, torch.Tensor)
             found = f"shape {tuple(value.shape)}" if is_tensor else repr(value)
-            raise TypeError(f"expected a 0-d tensor as value of {variable!r}, found {found}")
+            hint = (
+                ""
+                if ndim
+                else "; a variable with a dimension of its own is named in @probe(dims=...)"
+            )
+            raise TypeError(
+                f"expected a {ndim}-d tensor as value of {variable!r}, found {found}{hint}"
+            )
         key = self._keys.get((variable, call))
         if key is None:
             key = self._keys[variable, call] = Key(self.probe, variable, self._site.name, call)

@@ -32,6 +32,7 @@ class LossScale:
         self._note = note
         self._restore: Callable[[], None] = lambda: None
         self._on_update: Callable[[], None] | None = None
+        self._before_update: torch.Tensor | None = None
 
     def current(self) -> torch.Tensor | None:
         """The scale, 0-d on the scaler's device; None for 1. The device is not waited for."""
@@ -40,12 +41,17 @@ class LossScale:
             self._scaler = self._find()
             self._listen()
         scale: torch.Tensor | None = None if self._scaler is None else self._scaler._scale
+        if self._before_update is not None:
+            scale = self._before_update
         if scale is None:
             return self._constant
         return scale if self._ranks == 1 else scale * self._ranks
 
     def on_update(self, callback: Callable[[], None]) -> None:
-        """Call `callback` after each ``scaler.update()``, the end of a step whether it was skipped or not."""
+        """Call `callback` after each ``scaler.update()``, the end of a step whether it was skipped or not.
+
+        `current` is still the scale of that step's losses then.
+        """
         self._on_update = callback
         self._listen()
 
@@ -63,9 +69,15 @@ class LossScale:
         update = scaler.update
 
         def watched(*args: Any, **kwargs: Any) -> None:
+            scale = scaler._scale
+            before = None if scale is None else scale.clone()  # it is changed in place
             update(*args, **kwargs)
             if self._on_update is not None:
-                self._on_update()
+                self._before_update = before
+                try:
+                    self._on_update()
+                finally:
+                    self._before_update = None
 
         scaler.update = watched  # type: ignore[method-assign]  # on this instance only
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from propkit.hooks.before_step import BeforeStep, has_optimizer
 from propkit.hooks.calls import SiteTap
 from propkit.hooks.compiled import Compiled
 from propkit.hooks.hook import Hook, NoticedHook
@@ -48,6 +49,12 @@ class Taps:
         self._depth_hooks = [
             (m, NoticedHook(self._count_depth)) for m in model.modules() if is_kind(m, "parametric")
         ]
+        self._by_hand: bool | None = None  # whether no optimiser changes the weights; not known yet
+        self._in_step = False  # an optimiser's step has begun
+        # Before the optimiser's step, when the memory of the forward is free again, and not in it.
+        self._before_step = BeforeStep(model, self._keep_weights)
+        if any(listener.of_update for tap in self.sites for listener in tap.all):
+            self._before_step.listen()
         self._handles: dict[Hook, torch.utils.hooks.RemovableHandle] = {}
         self._active: frozenset[str] = frozenset()
 
@@ -69,10 +76,20 @@ class Taps:
         if not self.compiled.traced:
             self._put_in({p.name for tap in self.sites for p in tap.site.probes}, tracing=True)
 
+    def trace_ended(self) -> None:
+        """The graph is there; if it is one of this model's, the hooks stay, which it is guarded by."""
+        if self.compiled.traced:
+            return
+        if any(hook.traced for hook in self._handles):
+            self.compiled.traced = True
+        else:
+            self._put_in(self._active)
+
     def remove(self) -> None:
         """Take out every hook; gradients that are still to come are ignored."""
         self._active = frozenset()
         self.compiled.close()
+        self._before_step.remove()
         self._put_in(())
         for tap in self.sites:
             tap.activate(())
@@ -81,6 +98,7 @@ class Taps:
     def finish_step(self) -> None:
         """Measure what the optimiser's step changed, and forget the calls of this step."""
         self.compiled.finish_step()
+        self._in_step = False
         for tap in self.sites:
             tap.finish_step()
         self.depth = 0
@@ -95,6 +113,13 @@ class Taps:
             tap.activate(self._active)
         if not self.compiled.traced:
             self._put_in(self._active)
+
+    @property
+    def stepping(self) -> bool:
+        """Whether weights may change without another word: no optimiser has them, or its step runs the forward."""
+        if self._by_hand is None:
+            self._by_hand = not has_optimizer(self.model)
+        return self._by_hand or self._in_step
 
     @property
     def idle(self) -> bool:
@@ -134,6 +159,14 @@ class Taps:
             for call in dict.fromkeys(here):
                 shapes = self.places.get(call, Place(0, 0, "", ""))[2:]
                 self.places[call] = Place(order, depths[tap.site.module], *shapes)
+
+    def _keep_weights(self) -> None:
+        self._in_step = True
+        try:
+            for tap in self.sites if self._active else ():
+                tap.keep_weight()
+        except Exception as error:  # the training goes on
+            self.receiver.broken(error)
 
     def _put_in(self, probes: Collection[str], tracing: bool = False) -> None:
         wanted: dict[Hook, Callable[[], torch.utils.hooks.RemovableHandle]] = {}

@@ -12,6 +12,8 @@ from propkit.probe import Measurement
 from propkit.sites import weight_of
 
 _SIZE = 3
+_CHECKPOINT = "tag_activation_checkpoint"
+"""The only operator on functions whose inside may change a buffer."""
 
 
 def check_traceable(m: Measurement, module: nn.Module, ndim: int) -> None:
@@ -54,6 +56,19 @@ def check_traceable(m: Measurement, module: nn.Module, ndim: int) -> None:
     except torch._dynamo.exc.TorchRuntimeError:
         if alone:
             raise
+
+
+def operator_around() -> str:
+    """Name of the operator on functions, such as ``cond``, whose inside is being traced; empty outside of any."""
+    tx = torch._dynamo.symbolic_convert.InstructionTranslator.current_tx()
+    tracer = tx.output.current_tracer
+    while tracer.parent is not None:
+        target = tracer.source_target
+        name = str(getattr(target, "__name__", target))
+        if name != _CHECKPOINT:
+            return name
+        tracer = tracer.parent
+    return ""
 
 
 def _check_values(values: Any) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.fx.experimental.symbolic_shapes import has_static_value
 
 from propkit.hooks.accumulators import fold
-from propkit.hooks.hook import Hook
+from propkit.hooks.hook import Hook, exporting
 from propkit.hooks.signals import first_tensor
 from propkit.hooks.values import end_of
 from propkit.probe import Measurement
@@ -23,8 +23,6 @@ from propkit.sites import Site, is_kind, weight_of
 
 if TYPE_CHECKING:
     from propkit.hooks.compiled import Compiled
-
-_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 class _Unchecked(torch.autograd.Function):
@@ -80,7 +78,11 @@ class SiteHook(Hook):
         """Eager, traced or, in an export and without gradients, nothing."""
         if not torch.compiler.is_compiling():
             return self.function(module, args, kwargs, *result)
-        if torch.compiler.is_dynamo_compiling() and not _exporting() and torch.is_grad_enabled():
+        if (
+            torch.compiler.is_dynamo_compiling()
+            and not exporting()
+            and self.notice(torch.is_grad_enabled())
+        ):
             return self._trace(module, (args, kwargs), *result)
         return None
 
@@ -166,6 +168,11 @@ class SiteHook(Hook):
                 buffer.copy_(fold(buffer, rules.split(","), list(values.values()), weighed.numel()))
 
     # -- what runs in the middle of a trace, in plain Python ------------------------------------------------------
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def notice(self, training: bool) -> bool:
+        """Note that a graph is traced; whether it may measure."""
+        return self.owner.in_trace(lambda: self.owner.notice(self) and training, False)
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def arrive(self, shape: tuple[int, ...] | None) -> int:

@@ -12,7 +12,7 @@ EVALUATION, TRAINING, NEUTRAL = 0, 1, 2
 
 FORWARD = frozenset({"input", "output"})
 GRADIENTS = frozenset({"grad_input", "grad_output"})
-OF_A_CALL = FORWARD | GRADIENTS
+OF_A_CALL = FORWARD | GRADIENTS | {"function"}
 """Signals that belong to one call of a module."""
 
 
@@ -38,7 +38,12 @@ class Receiver(Protocol):
     """Takes the values (the recorder does)."""
 
     def receive(
-        self, key: Key, measurement: Measurement, value: torch.Tensor, weight: float, origin: int
+        self,
+        key: Key,
+        measurement: Measurement,
+        value: torch.Tensor,
+        weight: float | torch.Tensor,
+        origin: int,
     ) -> None:
         """One value of one call: 0-d, on the model's device."""
 
@@ -55,10 +60,11 @@ class Receiver(Protocol):
 def end_of(m: Measurement, module: nn.Module) -> str:
     """Where a function is measured in a graph: at the site's ``"input"``, at its ``"output"``, or ``""``: nowhere.
 
-    A function of both ends runs at the output, if the module cannot have changed its input by then.
+    A function of both ends runs at the output, if the module cannot have changed its input by then. One whose variables
+    have dimensions of their own runs nowhere.
     """
     needed = OF_A_CALL.intersection(m.signals)
-    if not needed:
+    if not needed or m.dims or "function" in needed:
         return ""
     if needed <= {"input", "grad_input"}:
         return "input"

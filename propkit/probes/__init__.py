@@ -8,16 +8,24 @@ if TYPE_CHECKING:
     from propkit.probes.activation import activation
     from propkit.probes.error_moment import error_moment
     from propkit.probes.filter_correlation import filter_correlation
+    from propkit.probes.gradient_correlation import gradient_correlation
     from propkit.probes.gradient_norm import gradient_norm
+    from propkit.probes.jacobian_spectrum import jacobian_spectrum
     from propkit.probes.representation import representation
+    from propkit.probes.singular_value_quantiles import singular_value_quantiles
+    from propkit.probes.singular_values import singular_values
     from propkit.probes.weight import weight
 
 __all__ = [
     "activation",
     "error_moment",
     "filter_correlation",
+    "gradient_correlation",
     "gradient_norm",
+    "jacobian_spectrum",
     "representation",
+    "singular_value_quantiles",
+    "singular_values",
     "weight",
 ]
 

@@ -8,9 +8,16 @@ import torch
 
 from propkit.recording.curves import CurveRows
 from propkit.recording.health import Health
-from propkit.recording.layout import Plan
+from propkit.recording.plan import Plan, fitting
 from propkit.recording.ranks import Ranks, Shares, join
-from propkit.recording.rows import Row, Values, combine, rows_to_host
+from propkit.recording.rows import (
+    AnyFloats,
+    Row,
+    Values,
+    combine,
+    combine_spectra,
+    rows_to_host,
+)
 from propkit.schema import LOG, Group
 
 if TYPE_CHECKING:
@@ -53,24 +60,35 @@ def write_flush(
         writer.define(group)
     health.look(plan.keys, values)
     if values:
-        _append(writer, plan, values)
+        for slot, length in append_rows(writer, plan, values):
+            health.unequal(plan.keys[slot], plan.length(slot), length)
     if curves.steps:
         writer.append(LOG, np.array(curves.steps, dtype=np.int64), curves.columns())
     writer.update(**attributes, not_finite=dict(health.first))
     writer.commit()
 
 
-def _append(writer: "Writer", plan: Plan, rows: Sequence[Values]) -> None:
+def append_rows(writer: "Writer", plan: Plan, rows: Sequence[Values]) -> list[tuple[int, int]]:
+    """Combine the values of each row and append them to the groups that have some.
+
+    Returns:
+        Slot and length of the spectra that do not fit their columns, as another rank's may, and were left out.
+    """
     combined = np.full((len(rows), len(plan.reductions)), np.nan)
+    spectra: list[dict[int, AnyFloats]] = []
+    unequal: list[tuple[int, int]] = []
     present: dict[str, list[int]] = {group: [] for group in plan.groups}
+    group_of = {slot: group for group, slots in plan.slots.items() for slot in slots}
     for i, row in enumerate(rows):
         combined[i] = combine(row.slots, row.values, row.weights, plan.reductions)
-        targets = (plan.targets[slot] for slot in row.slots)
-        for group in {target[0] for target in targets if target is not None}:
-            present[group].append(i)
+        fit, unfit = fitting(plan, row.spectra)
+        unequal += [(s.slot, len(s.values)) for s in unfit]
+        spectra.append(combine_spectra(fit, plan.reductions))
+        for group in {group_of.get(slot) for slot in (*row.slots.tolist(), *spectra[-1])} - {None}:
+            present[str(group)].append(i)
     steps = np.array([row.step for row in rows], dtype=np.int64)
-    for group, table in plan.tables(combined).items():
-        keep = present[group]  # a probe with a schedule of its own has no row in the other steps
-        if keep:
-            columns = {name: values[keep] for name, values in table.items()}
-            writer.append(group, steps[keep], columns)
+    for group, keep in present.items():
+        if keep:  # a probe with a schedule of its own has no row in the other steps
+            table = plan.table(group, combined[keep], [spectra[i] for i in keep])
+            writer.append(group, steps[keep], table)
+    return unequal

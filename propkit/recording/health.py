@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from propkit.hooks.taps import Key
-from propkit.recording.rows import Floats, Values
+from propkit.recording.rows import AnyFloats, Values
 
 
 class Health:
@@ -16,12 +16,12 @@ class Health:
 
     Attributes:
         first: Probe -> where its first value that is not finite was met.
-        useless: Probes that have given nothing but NaN.
+        faults: Probes to be switched off -> why.
     """
 
     def __init__(self) -> None:
         self.first: dict[str, str] = {}
-        self.useless: set[str] = set()
+        self.faults: dict[str, str] = {}
 
     def look(self, keys: Sequence[Key], rows: Sequence[Values]) -> None:
         """Look at the values of some rows."""
@@ -30,19 +30,29 @@ class Health:
         for row in rows:
             finite = np.isfinite(row.values)
             for slot in np.unique(row.slots[~finite]).tolist():
-                key = keys[slot]
-                if key.probe not in self.first:
-                    found = _first(row.values[row.slots == slot])
-                    self.first[key.probe] = (
-                        f"step {row.step}, {key.site}: {key.variable} is {found}"
-                    )
+                self._flag(row.step, keys[slot], row.values[row.slots == slot])
             something.update(
                 keys[slot].probe for slot in np.unique(row.slots[~np.isnan(row.values)])
             )
             nothing.update(keys[slot].probe for slot in np.unique(row.slots[np.isnan(row.values)]))
+            for spectrum in row.spectra:
+                key, values = keys[spectrum.slot], spectrum.values
+                if not np.isfinite(values).all():
+                    self._flag(row.step, key, values)
+                if len(values):
+                    (nothing if np.isnan(values).all() else something).add(key.probe)
         if something:
-            self.useless |= nothing - something
+            for probe in nothing - something:
+                self.faults[probe] = "it gave nothing but NaN where other probes gave finite values"
 
+    def unequal(self, key: Key, expected: int | None, found: int) -> None:
+        """A rank gave more or fewer values than there are columns; they were left out."""
+        self.faults[key.probe] = (
+            f"expected {expected} values of {key.variable!r} at {key.site}, found {found} on another rank: the "
+            "number must be the same on all ranks"
+        )
 
-def _first(values: Floats) -> str:
-    return str(values[~np.isfinite(values)][0])
+    def _flag(self, step: int, key: Key, values: AnyFloats) -> None:
+        if key.probe not in self.first:
+            found = values[~np.isfinite(values)][0]
+            self.first[key.probe] = f"step {step}, {key.site}: {key.variable} is {found}"

@@ -1,138 +1,185 @@
 """Which column of which group each value goes to."""
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 import numpy as np
 
 from propkit.hooks.taps import Key, Place
 from propkit.probe import Measurement, Probe, Reduction
-from propkit.recording.rows import Floats
-from propkit.schema import Group, Variable
-from propkit.sites import Site, fans, type_name
+from propkit.recording.plan import Plan, Target
+from propkit.schema import ROW_SIZE, SITE, SITE_ORDER, Group, Variable
+from propkit.sites import Site, fans, is_kind, type_name
+
+Call = tuple[str, int]
+"""A site and the number of its call."""
 
 
 class Layout:
-    """Slots are numbered as values appear; a group's columns are fixed when its first rows are written."""
+    """Slots are numbered as values appear; columns are given when rows are written, and a group grows by later ones."""
 
     def __init__(self, probes: Iterable[Probe], sites: Iterable[Site]) -> None:
         self._probes = {p.name: p for p in probes}
         self._sites = {s.name: s for s in sites}
+        self._index = {name: i for i, name in enumerate(self._sites)}
         self._slots: dict[Key, int] = {}
         self._measurements: dict[tuple[str, str], Measurement] = {}
-        self._columns: dict[str, dict[tuple[str, int], int]] = {}
-        self._variables: dict[str, tuple[str, ...]] = {}
+        self._lengths: dict[tuple[str, Call], int] = {}  # of the ragged variables
+        self._fresh: dict[str, list[Key]] = {}  # without a column
+        self._columns: dict[str, dict[Call, int]] = {}
+        self._groups: dict[str, Group] = {}
+        self._plan: Plan | None = None
         self.reductions: list[Reduction] = []
 
-    def slot(self, key: Key, measurement: Measurement) -> int:
-        """Number of the slot of `key`."""
+    def slot(self, key: Key, measurement: Measurement, length: int | None = None) -> int:
+        """Number of the slot of `key`, a value that is 0-d, or 1-d and that long.
+
+        Raises:
+            ValueError: It is longer or shorter than it may be.
+        """
+        if length is not None:
+            self._check_length(key, measurement, length)
         number = self._slots.get(key)
         if number is None:
             number = self._slots[key] = len(self._slots)
+            self._plan = None
+            self._fresh.setdefault(key.probe, []).append(key)
             self._measurements.setdefault((key.probe, key.variable), measurement)
             self.reductions.append(measurement.describe(key.variable)[1])
         return number
 
-    def new_groups(self, places: Mapping[tuple[str, int], Place]) -> list[Group]:
-        """Fix the groups that have values by now and were not fixed yet."""
-        keys: dict[str, list[Key]] = {
-            name: [] for name in self._probes if name not in self._columns
-        }
-        for key in self._slots:
-            if key.probe in keys:
-                keys[key.probe].append(key)
-        return [
-            self._fix(self._probes[name], found, places) for name, found in keys.items() if found
-        ]
+    def _check_length(self, key: Key, m: Measurement, length: int) -> None:
+        dim = m.dims[key.variable]
+        if m.is_ragged(key.variable):
+            expected = self._lengths.setdefault((key.probe, key[2:]), length)
+            why = f"the number of values along {dim!r} must not change at a site within a run"
+        else:
+            expected, why = len(m.coords[dim]), f"as many as {dim!r} has coords"
+        if length != expected:
+            raise ValueError(
+                f"expected {expected} values of {key.variable!r} at {key.site}, found {length}: {why}"
+            )
 
-    def _fix(self, p: Probe, keys: list[Key], places: Mapping[tuple[str, int], Place]) -> Group:
-        unknown = Place(len(places), 0, "", "")
-        calls = sorted(
-            {(k.site, k.call) for k in keys}, key=lambda c: (*places.get(c, unknown)[1::-1], c)
-        )
-        names = list(dict.fromkeys(k.variable for k in keys))
+    def new_groups(self, places: Mapping[Call, Place]) -> list[Group]:
+        """Give columns to the values that have none; the groups that are new, and those that have grown."""
+        fresh, self._fresh = self._fresh, {}
+        self._plan = self._plan if not fresh else None
+        changed = []
+        for name, p in self._probes.items():
+            before = self._groups.get(name)
+            if name in fresh and self._fix(p, fresh[name], places) is not before:
+                changed.append(self._groups[name])
+        return changed
+
+    def _fix(self, p: Probe, keys: list[Key], places: Mapping[Call, Place]) -> Group:
+        old = self._groups.get(p.name)
+        columns = dict(self._columns.get(p.name, {}))
+        known = [v.name for v in old.variables] if old else []
+        here = {call: self._place(call, places) for call in {*columns, *(k[2:] for k in keys)}}
+
+        def turn(call: Call) -> tuple[int, int, int, int]:
+            place = here[call]
+            return place.depth, place.order, self._index[call[0]], call[1]
+
+        for call in sorted(here.keys() - columns.keys(), key=turn):
+            columns[call] = len(columns)
+        new = [v for v in dict.fromkeys(k.variable for k in keys) if v not in known]
+        if old is not None and not old.ragged:  # it would have to go between what is there
+            new = [v for v in new if not self._measurements[p.name, v].is_ragged(v)]
+        if old is not None and not new and len(columns) == old.width:
+            return old
         # The order of the functions in the probe's file, not the order in which signals arrive.
-        order = p.measurements
-        names.sort(key=lambda n: order.index(self._measurements[p.name, n]))
-        self._columns[p.name] = {call: i for i, call in enumerate(calls)}
-        self._variables[p.name] = tuple(names)
-        at = [places.get(c, unknown) for c in calls]
+        new.sort(key=lambda v: p.measurements.index(self._measurements[p.name, v]))
+        variables = tuple(self._variable(p, v) for v in (*known, *new))
+        axes = {v.dim: p.axes[v.dim] for v in variables if v.dim}
+        ragged = any(values is None for values in axes.values())
+        calls, at = list(columns), [here[c] for c in columns]
         fan = [fans(self._sites[site].module) for site, _ in calls]
-        variables = []
-        for name in names:
-            units, reduce, summary = self._measurements[p.name, name].describe(name)
-            variables.append(Variable(name, units, summary, p.reference, reduce))
-        return Group(
-            p.name,
-            tuple(variables),
-            {
-                "site": np.array([f"{s}#{c}" if c else s for s, c in calls], dtype=object).astype(
-                    str
-                ),
-                "depth": np.array([place.depth for place in at], dtype=np.int64),
-                "type": np.array([type_name(self._sites[s].module) for s, _ in calls]),
-                "input_shape": np.array([place.input_shape for place in at]),
-                "output_shape": np.array([place.output_shape for place in at]),
-                "fan_in": np.array([f[0] for f in fan], dtype=np.int64),
-                "fan_out": np.array([f[1] for f in fan], dtype=np.int64),
-            },
-            {"reference": p.reference},
-        )
-
-    def plan(self) -> "Plan":
-        """Where each slot goes, as it stands now: safe to use in another thread."""
-        targets = []
-        for key in self._slots:
-            column = self._columns.get(key.probe, {}).get((key.site, key.call))
-            known = column is not None and key.variable in self._variables[key.probe]
-            targets.append((key.probe, key.variable, column) if known else None)
-        shapes = {
-            group: (len(columns), self._variables[group])
-            for group, columns in self._columns.items()
+        coords = {
+            SITE: np.array([f"{s}#{c}" if c else s for s, c in calls], dtype=object).astype(str),
+            "depth": np.array([place.depth for place in at], dtype=np.int64),
+            "type": np.array([type_name(self._sites[s].module) for s, _ in calls]),
+            "input_shape": np.array([place.input_shape for place in at]),
+            "output_shape": np.array([place.output_shape for place in at]),
+            "fan_in": np.array([f[0] for f in fan], dtype=np.int64),
+            "fan_out": np.array([f[1] for f in fan], dtype=np.int64),
         }
-        return Plan(tuple(self._slots), tuple(self.reductions), tuple(targets), shapes)
+        attributes: dict[str, object] = {"reference": p.reference}
+        if ragged:
+            sizes = [] if old is None else old.coords[ROW_SIZE].tolist()
+            sizes += [self._lengths.get((p.name, call), 0) for call in calls[len(sizes) :]]
+            coords[ROW_SIZE] = np.array(sizes, dtype=np.int64)
+        else:  # the values of a ragged variable would have to change places with their sites
+            order = sorted(range(len(calls)), key=lambda i: turn(calls[i]))
+            if order != list(range(len(calls))):
+                attributes[SITE_ORDER] = order
+        group = Group(
+            p.name,
+            variables,
+            coords,
+            attributes,
+            {d: None if values is None else np.array(values) for d, values in axes.items()},
+        )
+        self._columns[p.name], self._groups[p.name] = columns, group
+        return group
+
+    def _variable(self, p: Probe, name: str) -> Variable:
+        m = self._measurements[p.name, name]
+        units, reduce, summary = m.describe(name)
+        dim, dtype = m.dims.get(name, ""), m.dtype_of(name)
+        return Variable(name, units, summary, p.reference, reduce, dim, dtype)
+
+    def _place(self, call: Call, places: Mapping[Call, Place]) -> Place:
+        """Where a call is; if nobody noted it, after the one before it in the order of the modules."""
+        if call in places:
+            return places[call]
+        site, number = call
+        above = list(self._sites)[: self._index[site]]
+        for earlier in (
+            *((site, n) for n in reversed(range(number))),
+            *((name, n) for n in {number: 0, 0: 0} for name in reversed(above)),
+        ):
+            if earlier in places:
+                before = places[earlier]
+                deeper = is_kind(self._sites[site].module, "parametric")
+                return Place(before.order, before.depth + deeper, "", "")
+        return Place(-1, 0, "", "")
+
+    def plan(self) -> Plan:
+        """Where each slot goes, as it stands now: safe to use in another thread."""
+        if self._plan is None:
+            self._plan = self._make_plan()
+        return self._plan
+
+    def _make_plan(self) -> Plan:
+        starts = {
+            name: np.cumsum([0, *group.coords[ROW_SIZE]]).tolist()
+            for name, group in self._groups.items()
+            if group.ragged
+        }
+        known = {(name, v.name) for name, group in self._groups.items() for v in group.variables}
+        slots: dict[str, dict[int, Target]] = {name: {} for name in self._groups}
+        strays = []
+        for key, slot in self._slots.items():
+            if key.probe not in self._groups:
+                continue
+            column = self._columns[key.probe].get(key[2:])
+            where: int | slice | None = column if key[:2] in known else None
+            if column is not None and self._measurements[key[:2]].is_ragged(key.variable):
+                start, stop = starts.get(key.probe, [0] * (column + 2))[column : column + 2]
+                fits = stop - start == self._lengths[key.probe, key[2:]]
+                where = slice(start, stop) if fits else None
+            if where is None:
+                strays.append(key)
+            else:
+                slots[key.probe][slot] = Target(key.variable, where)
+        keys, rules = tuple(self._slots), tuple(self.reductions)
+        return Plan(keys, rules, dict(self._groups), slots, tuple(strays))
+
+    def wide_probes(self) -> frozenset[str]:
+        """Probes with a ragged variable, whose rows are wide."""
+        return frozenset(name for name, p in self._probes.items() if None in p.axes.values())
 
     def silent(self) -> list[str]:
         """Sites that gave no value at all."""
         heard = {key.site for key in self._slots}
         return [name for name in self._sites if name not in heard]
-
-    def strays(self) -> list[Key]:
-        """Values that came too late to have a column."""
-        return [
-            key
-            for key in self._slots
-            if key.probe in self._columns
-            and (
-                (key.site, key.call) not in self._columns[key.probe]
-                or key.variable not in self._variables[key.probe]
-            )
-        ]
-
-
-class Plan(NamedTuple):
-    """A `Layout` at one moment: key, rule and column of each slot, width and variables of each group."""
-
-    keys: tuple[Key, ...]
-    reductions: tuple[Reduction, ...]
-    targets: tuple[tuple[str, str, int | None] | None, ...]
-    groups: Mapping[str, tuple[int, tuple[str, ...]]]
-
-    def tables(self, combined: Floats) -> dict[str, dict[str, Floats]]:
-        """Tables of the groups from combined rows.
-
-        Args:
-            combined: (R, S) values by row and slot.
-
-        Returns:
-            Group -> variable -> (R, sites), NaN where there is no value.
-        """
-        tables = {
-            group: {name: np.full((len(combined), width), np.nan) for name in variables}
-            for group, (width, variables) in self.groups.items()
-        }
-        for slot, target in enumerate(self.targets):
-            if target is not None:
-                group, variable, column = target
-                tables[group][variable][:, column] = combined[:, slot]
-        return tables

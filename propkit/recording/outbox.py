@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 FLUSH_ROWS = 64
 FLUSH_SECONDS = 10.0
+FLUSH_BYTES = 1 << 24
+"""Bytes of spectra that are held on the device at most, but for one row more."""
+DISCOVERY_FLUSHES = 4
+"""How long to look for the places of sites that have given no value yet."""
 
 
 class Outbox:
@@ -52,6 +56,8 @@ class Outbox:
         self._writer = writer
         self._worker: Worker | Inline = Worker("propkit-writer") if threaded else Inline()
         self._flushed = time.monotonic()
+        self._flushes = 0
+        self._bytes = 0  # of spectra, on the device
 
     @property
     def error(self) -> Exception | None:
@@ -64,13 +70,22 @@ class Outbox:
             self._notes.append(text)
             say(text)
 
-    def due(self) -> bool:
-        """Whether to flush now; with several ranks it may depend only on what all of them know alike."""
+    def add(self, row: Row) -> None:
+        """Take the row of a step."""
+        self.rows.append(row)
+        self._bytes += row.nbytes
+
+    def due(self, wide: bool) -> bool:
+        """Whether to flush now; with several ranks it may depend only on what all of them know alike.
+
+        Args:
+            wide: Whether spectra were to be measured in this step.
+        """
         if self._ranks is not None:
-            return len(self.rows) >= FLUSH_ROWS
+            return len(self.rows) >= FLUSH_ROWS or wide
         waiting = len(self.rows) + len(self.curves)
         late = time.monotonic() - self._flushed > FLUSH_SECONDS
-        return waiting >= FLUSH_ROWS or (waiting > 0 and late)
+        return waiting >= FLUSH_ROWS or (waiting > 0 and late) or self._bytes >= FLUSH_BYTES
 
     def flush(
         self,
@@ -83,18 +98,21 @@ class Outbox:
         Args:
             places: What is known of the sites.
             before: Leave the curves from this step on, which may still grow; None: write all.
-            fixed: Called when the columns of the rows are fixed.
+            fixed: Called when all sites are known, as far as they ever will be.
         """
         self._flushed = time.monotonic()
         groups: list[Group] = []
         if self.rows:
             groups = self._layout.new_groups(places)
-            fixed()
-            for key in self._layout.strays():
+            self._flushes += 1
+            if self._flushes >= DISCOVERY_FLUSHES or not self._layout.silent():
+                fixed()
+            for key in self._layout.plan().strays:
                 self.note(
-                    f"{key.site} (call {key.call}) first gave {key.probe} after the columns were fixed: left out"
+                    f"{key.site} (call {key.call}) first gave {key.probe}/{key.variable} when other values of the "
+                    "probe were written already, and there is no room between them: left out"
                 )
-        rows, self.rows = self.rows, []
+        rows, self.rows, self._bytes = self.rows, [], 0
         curves, new_curves = self.curves.take(before)
         if new_curves is not None:
             groups.append(new_curves)

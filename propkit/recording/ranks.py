@@ -72,6 +72,11 @@ def join(everyone: Sequence[Shares], keys: Sequence[Key]) -> list[Values]:
                     here[values.slots][known],
                     values.values[known],
                     values.weights[known],
+                    tuple(
+                        s._replace(slot=int(here[s.slot]))
+                        for s in values.spectra
+                        if here[s.slot] >= 0
+                    ),
                 )
             )
     return [
@@ -80,6 +85,7 @@ def join(everyone: Sequence[Shares], keys: Sequence[Key]) -> list[Values]:
             np.concatenate([p.slots for p in of_step]),
             np.concatenate([p.values for p in of_step]),
             np.concatenate([p.weights for p in of_step]),
+            tuple(s for p in of_step for s in p.spectra),
         )
         for step, of_step in sorted(parts.items())
     ]

@@ -16,7 +16,7 @@ from propkit.probe import Measurement
 from propkit.recording.layout import Layout
 from propkit.recording.outbox import Outbox
 from propkit.recording.ranks import Ranks
-from propkit.recording.rows import Observation, make_row
+from propkit.recording.rows import Observation, make_row, own_copy
 from propkit.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Recorder:
         self._outbox = outbox
         self._layout = layout
         self._schedules = dict(schedules)
+        self._wide = layout.wide_probes()
         self._open_run = open_run
         self._loss_scale = loss_scale
         self._ranks = ranks
@@ -115,7 +116,7 @@ class Recorder:
             if self._over():  # by a fault in the hooks
                 return
             if self._observed:
-                self._outbox.rows.append(make_row(self.steps, self._observed))
+                self._outbox.add(make_row(self.steps, self._observed))
                 self._observed = []
             elif not self._missed:
                 self._missed = True
@@ -123,10 +124,11 @@ class Recorder:
                     f"step {self.steps} was to be measured, but no observed module ran in it: is the attached model "
                     "the one that is trained, and no copy of it, nor a function compiled before it was attached?"
                 )
+        wide = not self._active.isdisjoint(self._wide)
         self.steps += 1
         self._stepped = True
         self._begin_step()
-        if self._outbox.due():
+        if self._outbox.due(wide):
             self._flush()
             self._check()
 
@@ -173,12 +175,24 @@ class Recorder:
     # -- what the hooks call ------------------------------------------------------------------------------------
 
     def receive(
-        self, key: Key, measurement: Measurement, value: torch.Tensor, weight: float, origin: int
+        self,
+        key: Key,
+        measurement: Measurement,
+        value: torch.Tensor,
+        weight: float | torch.Tensor,
+        origin: int,
     ) -> None:
-        """Take one value of the step under way."""
-        self._observed.append(
-            Observation(self._layout.slot(key, measurement), value, weight, origin)
-        )
+        """Take one value of the step under way.
+
+        Raises:
+            ValueError: It is 1-d and longer or shorter than it may be.
+        """
+        if value.ndim:
+            slot = self._layout.slot(key, measurement, len(value))
+            value = own_copy(value, measurement.dtype_of(key.variable))
+        else:
+            slot = self._layout.slot(key, measurement)
+        self._observed.append(Observation(slot, value, weight, origin))
 
     def loss_scale(self) -> torch.Tensor | None:
         """What the loss of the running backward pass is multiplied by."""
@@ -233,12 +247,12 @@ class Recorder:
 
     def _check(self) -> None:
         """See what the background found."""
-        for probe in self._outbox.health.useless - self._outbox.faults.keys():
+        for probe, why in self._outbox.health.faults.copy().items():
+            if probe in self._outbox.faults:
+                continue
             if self._hooks is not None:
                 self._hooks.disabled.add(probe)
-            self.fault(
-                probe, ValueError("it gave nothing but NaN where other probes gave finite values")
-            )
+            self.fault(probe, ValueError(why))
         error = self._outbox.error
         if error is not None and not self._detached:
             text = f"{type(error).__name__}: {error}"

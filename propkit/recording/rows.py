@@ -1,7 +1,7 @@
 """From the values of one step to one row: stacked on the device, combined on the host."""
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,34 +11,62 @@ from propkit.hooks.taps import EVALUATION, TRAINING
 from propkit.probe import Reduction
 
 Floats = npt.NDArray[np.float64]
+AnyFloats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 
 class Observation(NamedTuple):
-    """One value as the hooks deliver it: its slot, its 0-d tensor, its weight in a mean and its origin."""
+    """One value as the hooks deliver it: its slot, its tensor (0-d or 1-d), its weight in a mean and its origin."""
 
     slot: int
     value: torch.Tensor
-    weight: float
+    weight: float | torch.Tensor
     origin: int
 
 
+class Spectrum(NamedTuple, Generic[T]):
+    """One value that is 1-d: its slot, its values and its weight in a mean."""
+
+    slot: int
+    values: T
+    weight: float
+
+
 class Row(NamedTuple):
-    """The values of one step: what is known on the host, and one vector per device that is still to be copied."""
+    """The values of one step: what is known on the host, and what is still to be copied.
+
+    Those that are 0-d are one vector per device.
+    """
 
     step: int
     slots: Ints
     weights: Floats
     vectors: tuple[torch.Tensor, ...]
+    spectra: tuple[Spectrum[torch.Tensor], ...] = ()
+    counted: tuple[torch.Tensor, ...] = ()
+    """Weights that only a device knows, where `weights` has NaN: one vector per device."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its spectra hold."""
+        return sum(s.values.nbytes for s in self.spectra)
 
 
 class Values(NamedTuple):
-    """The values of one step in host memory: (V,) slots, values and weights."""
+    """The values of one step in host memory: (V,) slots, values and weights; and the spectra."""
 
     step: int
     slots: Ints
     values: Floats
     weights: Floats
+    spectra: tuple[Spectrum[AnyFloats], ...] = ()
+
+
+def own_copy(value: torch.Tensor, dtype: str) -> torch.Tensor:
+    """A 1-d value as it is kept until the flush: the function may have returned what the training goes on changing."""
+    exact = torch.float64 if dtype == "float64" and value.device.type != "mps" else torch.float32
+    return value.detach().to(exact, copy=True)
 
 
 def make_row(step: int, observations: Sequence[Observation]) -> Row:
@@ -48,15 +76,26 @@ def make_row(step: int, observations: Sequence[Observation]) -> Row:
     """
     if any(o.origin == TRAINING for o in observations):
         observations = [o for o in observations if o.origin != EVALUATION]
+    spectra = []
     by_device: dict[torch.device, list[int]] = {}
     for i, o in enumerate(observations):
-        by_device.setdefault(o.value.device, []).append(i)
+        if o.value.ndim:
+            spectra.append(Spectrum(o.slot, o.value, float(o.weight)))
+        else:
+            by_device.setdefault(o.value.device, []).append(i)
     order = [i for indices in by_device.values() for i in indices]
+    weights = [observations[i].weight for i in order]
+    counted: dict[torch.device, list[torch.Tensor]] = {}
+    for w in weights:
+        if isinstance(w, torch.Tensor):
+            counted.setdefault(w.device, []).append(w)
     return Row(
         step,
         np.array([observations[i].slot for i in order], dtype=np.int64),
-        np.array([observations[i].weight for i in order], dtype=np.float64),
+        np.array([np.nan if isinstance(w, torch.Tensor) else w for w in weights], dtype=np.float64),
         tuple(_stack([observations[i].value for i in indices]) for indices in by_device.values()),
+        tuple(spectra),
+        tuple(_stack(here) for here in counted.values()),
     )
 
 
@@ -68,7 +107,8 @@ def _stack(values: list[torch.Tensor]) -> torch.Tensor:
 
 def events(rows: Sequence[Row]) -> list[torch.cuda.Event]:
     """Events that mark when the rows' values are complete; none are needed off CUDA."""
-    devices = {v.device for row in rows for v in row.vectors if v.device.type == "cuda"}
+    held = (v for row in rows for v in (*row.vectors, *(s.values for s in row.spectra)))
+    devices = {v.device for v in held if v.device.type == "cuda"}
     marks = []
     for device in devices:
         mark = torch.cuda.Event()
@@ -78,12 +118,39 @@ def events(rows: Sequence[Row]) -> list[torch.cuda.Event]:
 
 
 def rows_to_host(rows: Sequence[Row]) -> list[Values]:
-    """The values of all rows in host memory, by one transfer per device."""
-    parts = iter(to_host([vector for row in rows for vector in row.vectors]))
+    """The values of all rows in host memory, by one transfer per device and dtype."""
+    parts = iter(to_host([v for row in rows for v in (*row.vectors, *row.counted)]))
+    spectra = iter(_spectra_to_host([s for row in rows for s in row.spectra]))
     return [
-        Values(row.step, row.slots, np.concatenate([next(parts) for _ in row.vectors]), row.weights)
+        Values(
+            row.step,
+            row.slots,
+            np.concatenate([np.empty(0), *(next(parts) for _ in row.vectors)]),
+            _complete(row.weights, [next(parts) for _ in row.counted]),
+            tuple(next(spectra) for _ in row.spectra),
+        )
         for row in rows
     ]
+
+
+def _complete(weights: Floats, counted: Sequence[Floats]) -> Floats:
+    if counted:
+        weights = weights.copy()
+        weights[np.isnan(weights)] = np.concatenate(counted)
+    return weights
+
+
+def _spectra_to_host(spectra: Sequence[Spectrum[torch.Tensor]]) -> list[Spectrum[AnyFloats]]:
+    """Spectra in host memory, in their own dtype, by one transfer per device and dtype."""
+    kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, s in enumerate(spectra):
+        kinds.setdefault((s.values.device, s.values.dtype), []).append(i)
+    found: dict[int, AnyFloats] = {}
+    for indices in kinds.values():
+        joined = torch.cat([spectra[i].values for i in indices]).cpu().numpy()
+        ends = np.cumsum([len(spectra[i].values) for i in indices])
+        found.update(zip(indices, np.split(joined, ends[:-1]), strict=True))
+    return [Spectrum(s.slot, found[i], s.weight) for i, s in enumerate(spectra)]
 
 
 def to_host(vectors: Sequence[torch.Tensor]) -> list[Floats]:
@@ -135,6 +202,42 @@ def combine(
         np.copyto(result, table, where=rules == name)
     result[np.bincount(slots, minlength=size) == 0] = np.nan
     return result
+
+
+def combine_spectra(
+    spectra: Sequence[Spectrum[AnyFloats]], reductions: Sequence[Reduction]
+) -> dict[int, AnyFloats]:
+    """Combine the spectra of each slot, element by element, by its reduction; in float64 where there are several.
+
+    Args:
+        spectra: Those of one slot have one length.
+        reductions: (S,) rule of each slot.
+
+    Returns:
+        Slot -> (K,).
+    """
+    by_slot: dict[int, list[Spectrum[AnyFloats]]] = {}
+    for s in spectra:
+        by_slot.setdefault(s.slot, []).append(s)
+    combined = {}
+    for slot, here in by_slot.items():
+        if len(here) == 1:
+            combined[slot] = here[0].values
+            continue
+        values = np.array([s.values for s in here], dtype=np.float64)
+        weights = np.array([s.weight for s in here])
+        with np.errstate(invalid="ignore", over="ignore"):
+            combined[slot] = _COMBINED[reductions[slot]](values, weights)
+    return combined
+
+
+_COMBINED: dict[Reduction, Callable[[Floats, Floats], Floats]] = {
+    "mean": lambda values, weights: weights @ values / weights.sum(),
+    "sum": lambda values, _: values.sum(0),
+    "norm": lambda values, _: np.sqrt((values * values).sum(0)),
+    "max": lambda values, _: values.max(0),
+    "min": lambda values, _: values.min(0),
+}
 
 
 def scalars_to_host(scalars: Iterable[float | torch.Tensor]) -> Floats:

@@ -1,22 +1,20 @@
-"""The arrays of a store: created through zarr, then written in place."""
+"""The arrays of a store: described by zarr, written in place."""
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from math import log2, prod
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import ceil, log2, prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from propkit.schema import SITE, STEP, Group
+from propkit.schema import STEP, Group
 from propkit.store.attributes import to_json
 from propkit.store.table import STEP_ATTRIBUTES, TEXT
-
-if TYPE_CHECKING:
-    import zarr
 
 CHUNK_BYTES = 1 << 20
 """About what a chunk holds: enough for fast reading, little enough to be read for a few rows."""
@@ -24,139 +22,227 @@ CHUNK_BYTES = 1 << 20
 LONGEST_CHUNK = 1 << 16
 """Rows of a chunk at most."""
 
+WIDEST_ROW = 1 << 22
+"""Bytes of a row that one chunk takes whole; of wider ones, a reader of one site need not read all."""
+
 
 @dataclass(frozen=True)
 class GrowingArray:
-    """An array that grows: where its chunks lie, and its metadata without the shape."""
+    """An array that grows in rows, now and then in columns: where its chunks lie, and its metadata without the shape.
+
+    Attributes:
+        folder: Where the chunks lie.
+        dtype: Little-endian.
+        row: Shape of a row.
+        period: Rows of a chunk.
+        columns: Columns of a chunk, along the first axis of a row; those added later go to chunks of their own.
+        metadata: What zarr.json holds, but for the shape.
+    """
 
     folder: Path
     dtype: str
     row: tuple[int, ...]
     period: int
+    columns: int
     metadata: str
 
     def text(self, rows: int) -> str:
         """The array's metadata once it has that many rows."""
         return f'{{"shape": {[rows, *self.row]}, {self.metadata}'
 
-    def write(self, start: int, block: npt.NDArray[np.generic]) -> None:
-        """Put rows `start`, `start` + 1, ... where zarr looks for them."""
+    def write(self, start: int, block: npt.NDArray[np.generic], column: int = 0) -> None:
+        """Put rows `start`, `start` + 1, ... where zarr looks for them; only the chunks from `column` on."""
         data = np.ascontiguousarray(block, self.dtype)
-        width = data.dtype.itemsize * prod(self.row)
         stop = start + len(data)
         for chunk in range(start // self.period, -(-stop // self.period)):
             origin = chunk * self.period
             first, last = max(start, origin), min(stop, origin + self.period)
-            name = ".".join(["c", str(chunk), *("0" for _ in self.row)])
-            # A new chunk gets its full size at once (a sparse file): zarr decodes whole chunks.
-            size = self.period * width if first == origin else None
-            rows = data[first - start : last - start]
-            _write_at(self.folder / name, rows.tobytes(), (first - origin) * width, size)
+            for name, part in self._parts(data[first - start : last - start], column):
+                width = part.nbytes // len(part)
+                # A new chunk gets its full size at once (a sparse file): zarr decodes whole chunks.
+                size = self.period * width if first == origin else None
+                file = self.folder / f"c.{chunk}{name}"
+                _write_at(file, part.data.cast("B"), (first - origin) * width, size)
+
+    def widened(self, row: tuple[int, ...], rows: int) -> "GrowingArray":
+        """The array with wider rows, `rows` of which are there: NaN in the new columns."""
+        wider = replace(self, row=row)
+        wider.blank(rows, ceil(self.row[0] / self.columns))
+        return wider
+
+    def blank(self, rows: int, column: int = 0) -> None:
+        """Fill the chunks that row `rows` goes to with NaN, from that column of chunks on; those not there mean NaN."""
+        if begun := rows % self.period:
+            blank = np.full((self.period, *self.row), np.nan, self.dtype)
+            self.write(rows - begun, blank, column)
+
+    def _parts(
+        self, rows: npt.NDArray[np.generic], column: int
+    ) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
+        """End of the chunk's name, and what it holds of the rows: all its columns, NaN beyond those there are."""
+        if not self.row:
+            yield "", rows
+            return
+        rest = ".0" * (len(self.row) - 1)
+        for i in range(column, ceil(self.row[0] / self.columns)):
+            part = rows[:, i * self.columns : (i + 1) * self.columns]
+            if part.shape[1] < self.columns:
+                whole = np.full((len(rows), self.columns, *self.row[1:]), np.nan, self.dtype)
+                whole[:, : part.shape[1]] = part
+                part = whole
+            yield f".{i}{rest}", np.ascontiguousarray(part)
 
 
-def rows_per_chunk(width: int) -> int:
+def rows_per_chunk(width: int, itemsize: int = 8) -> int:
     """Rows of a chunk: the power of two that brings it closest to `CHUNK_BYTES`.
 
     >>> [rows_per_chunk(width) for width in (1, 44, 1000, 400_000)]
     [65536, 4096, 128, 1]
     """
-    return min(LONGEST_CHUNK, 1 << max(0, round(log2(CHUNK_BYTES / (8 * width)))))
-
-
-def open_group(path: Path, group: str = "") -> "zarr.Group":
-    """The group of a store as zarr sees it on disk, for adding to it."""
-    import zarr
-    from zarr.storage import LocalStore
-
-    return zarr.open_group(LocalStore(path), path=group, mode="r+", use_consolidated=False)
+    return min(LONGEST_CHUNK, 1 << max(0, round(log2(CHUNK_BYTES / (itemsize * width)))))
 
 
 def create_group(path: Path, group: Group) -> tuple[dict[str, str], dict[str, GrowingArray]]:
-    """Create the group, its coordinates and its empty arrays.
+    """Create the group, its coordinates and its empty arrays, in place of what may be there.
 
     Returns:
-        Path -> metadata of what never changes, and variable -> array that grows.
+        Path -> metadata of what seldom changes, and variable -> array that grows.
     """
+    folder = path / group.name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    fixed = write_coordinates(path, group, {})
+    step = _create_array(folder / STEP, STEP_ATTRIBUTES, (STEP,), (), np.dtype(np.int64), 0)
+    return fixed, {STEP: step, **create_values(path, group)}
+
+
+def write_coordinates(path: Path, group: Group, before: Mapping[str, str]) -> dict[str, str]:
+    """Write the group's coordinates; those that were there keep their first chunks, so that readers may go on.
+
+    Args:
+        path: The store.
+        group: The group.
+        before: What this returned for the group when it was smaller.
+
+    Returns:
+        Path -> metadata as it stands in the root, of the group and of its coordinates.
+    """
+    found = group.coordinates()
     attributes = to_json(group.attributes)
-    along_site = " ".join(name for name in group.coords if name != SITE)
-    if along_site:
-        attributes["coordinates"] = along_site  # CF: xarray makes these coordinates, not variables
-    node = open_group(path).create_group(group.name, overwrite=True, attributes=attributes)
+    auxiliary = " ".join(name for name, coordinate in found.items() if name != coordinate.dim)
+    if auxiliary:
+        attributes["coordinates"] = auxiliary  # CF: xarray makes these coordinates, not variables
+    own = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
     inline = {"kind": "inline", "must_understand": False, "metadata": {}}
-    whole = {**_metadata(path / group.name), "consolidated_metadata": inline}
-    fixed = {group.name: json.dumps(whole)}
-    for name, values in group.coords.items():
+    fixed = {group.name: json.dumps({**own, "consolidated_metadata": inline})}
+    replace_file(path, path / group.name / "zarr.json", json.dumps(own))
+    for name, (dim, values, marks) in found.items():
+        key = f"{group.name}/{name}"
+        (path / key).mkdir(exist_ok=True)
+        chunk = len(values)
+        if key in before:
+            (chunk,) = json.loads(before[key])["chunk_grid"]["configuration"]["chunk_shape"]
         # dtype=str is the one spelling of strings that zarr v3 specifies.
         text = values.dtype.kind in TEXT
-        array = node.create_array(
-            name,
-            shape=values.shape,
-            chunks=values.shape,
-            dtype=str if text else values.dtype,
-            dimension_names=[SITE],
-            **_PLAIN,
-        )
-        array[:] = values.astype(object) if text else values
-        fixed[f"{group.name}/{name}"] = json.dumps(_metadata(path / group.name / name))
-    step = _create_array(node, path, STEP, STEP_ATTRIBUTES, (), np.dtype(np.int64), 0)
-    return fixed, {STEP: step, **create_values(node, path, group)}
+        shape, dtype = values.shape, str if text else values.dtype
+        files = _encode(shape, (chunk,), dtype, None, (dim,), marks, values)
+        for file, data in files.items():
+            replace_file(path, path / key / file, data)
+        fixed[key] = files["zarr.json"].decode()
+    return fixed
 
 
-def create_values(node: "zarr.Group", path: Path, group: Group) -> dict[str, GrowingArray]:
+def create_values(path: Path, group: Group) -> dict[str, GrowingArray]:
     """Create the group's variables, without rows."""
-    row = (group.width,) if group.coords else ()
-    float64 = np.dtype(np.float64)
     return {
-        v.name: _create_array(node, path, v.name, v.attributes(), row, float64, float("nan"))
+        v.name: _create_array(
+            path / group.name / v.name,
+            v.attributes(),
+            group.dims(v),
+            group.row(v),
+            np.dtype(v.dtype),
+            float("nan"),
+        )
         for v in group.variables
     }
 
 
-_PLAIN: dict[str, Any] = {
-    "compressors": None,
-    "filters": None,
-    "chunk_key_encoding": {"name": "default", "separator": "."},  # "/" makes a folder a chunk
-    "overwrite": True,
-}
+def replace_file(store: Path, file: Path, data: str | bytes) -> None:
+    """Replace a file at once; it is prepared beside the store, since zarr warns of files that it does not know."""
+    draft = store.with_name(f".{store.name}.draft")
+    try:
+        if isinstance(data, str):
+            draft.write_text(data)
+        else:
+            draft.write_bytes(data)
+        draft.replace(file)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def _create_array(
-    node: "zarr.Group",
-    path: Path,
-    name: str,
+    folder: Path,
     attributes: Mapping[str, str],
+    dims: tuple[str, ...],
     row: tuple[int, ...],
     dtype: np.dtype[Any],
     fill: float,
 ) -> GrowingArray:
     """Create an array without rows."""
-    period = rows_per_chunk(prod(row))
-    node.create_array(
-        name,
-        shape=(0, *row),
-        chunks=(period, *row),
-        dtype=dtype,
-        fill_value=fill,
-        dimension_names=[STEP, SITE][: 1 + len(row)],
-        attributes={**attributes},
-        **_PLAIN,
-    )
-    folder = path / node.path / name
-    metadata = _metadata(folder)
+    columns = row[0] if row else 1
+    bytes_each = dtype.itemsize * prod(row[1:])
+    if columns * bytes_each > WIDEST_ROW:
+        columns = max(1, CHUNK_BYTES // bytes_each)
+    inner = (columns, *row[1:]) if row else ()
+    period = rows_per_chunk(prod(inner), dtype.itemsize)
+    files = _encode((0, *row), (period, *inner), dtype, fill, dims, attributes)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / "zarr.json").write_text(files["zarr.json"].decode())
+    metadata = json.loads(files["zarr.json"])
     del metadata["shape"]
-    return GrowingArray(folder, dtype.newbyteorder("<").str, row, period, json.dumps(metadata)[1:])
+    little = dtype.newbyteorder("<").str
+    return GrowingArray(folder, little, row, period, columns, json.dumps(metadata)[1:])
 
 
-def _metadata(folder: Path) -> dict[str, Any]:
-    metadata: dict[str, Any] = json.loads((folder / "zarr.json").read_bytes())
-    return metadata
+def _encode(
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    dtype: Any,
+    fill: float | None,
+    dims: tuple[str, ...],
+    attributes: Mapping[str, str],
+    values: npt.NDArray[np.generic] | None = None,
+) -> dict[str, bytes]:
+    """What zarr stores of an array: file -> content."""
+    import zarr
+    from zarr.storage import MemoryStore
+
+    kept: dict[str, Any] = {}
+    filled: dict[str, Any] = {} if fill is None else {"fill_value": fill}
+    array = zarr.create_array(
+        MemoryStore(kept),
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        **filled,
+        dimension_names=list(dims),
+        attributes={**attributes},
+        compressors=None,
+        filters=None,
+        chunk_key_encoding={"name": "default", "separator": "."},  # "/" makes a folder a chunk
+    )
+    if values is not None:
+        array[:] = values.astype(object) if values.dtype.kind in TEXT else values
+    return {name: data.to_bytes() for name, data in kept.items()}
 
 
-def _write_at(file: Path, data: bytes, offset: int, size: int | None) -> None:
+def _write_at(file: Path, data: memoryview, offset: int, size: int | None) -> None:
     """Write bytes in place, creating the file and giving it its size if need be."""
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        if size is not None:
+        if size is not None and size != len(data):
             os.ftruncate(descriptor, size)
         while data:  # a disk that is nearly full takes a part
             written = os.pwrite(descriptor, data, offset)

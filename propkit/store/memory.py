@@ -37,10 +37,11 @@ class MemoryWriter:
         return self._snapshot
 
     def define(self, group: Group) -> None:
-        """Add a group, or variables to a group without sites; see `Writer.define`."""
+        """Add a group, or variables and sites to one; see `Writer.define`."""
         self._check_open()
         if group.name in self._tables:
-            self._tables[group.name].extend(group)
+            table = self._tables[group.name]
+            table.extend(table.grown(group))
         else:
             self._tables[group.name] = Table(group)
 

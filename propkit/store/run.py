@@ -4,46 +4,27 @@ import html
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from propkit.schema import LOG, SITE, STATES, STEP
-from propkit.store.attributes import to_json
+from propkit.schema import LOG, STATES
+from propkit.store.datasets import (
+    Contents,
+    contents_of_rows,
+    contents_of_store,
+    dataset_of_rows,
+    dataset_of_store,
+)
 from propkit.store.memory import MemoryWriter
 from propkit.store.root import local, read_root
-from propkit.store.table import STEP_ATTRIBUTES, TEXT, Rows
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from propkit.derived.accessor import Derived
+
 DIED = "died"
 """What `Run.state` says of a run whose process is gone without having closed it."""
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a group holds, as far as it is known without reading rows.
-
-    Attributes:
-        rows: Number of steps recorded.
-        sites: Number of sites, None where the group has no ``site`` dimension.
-        variables: Names of the variables over ``step``.
-        last_step: The last step recorded, None before the first.
-    """
-
-    rows: int
-    sites: int | None
-    variables: tuple[str, ...]
-    last_step: int | None
-
-    def __str__(self) -> str:
-        dims = f"step: {self.rows}" + ("" if self.sites is None else f", site: {self.sites}")
-        last = "no rows yet" if self.last_step is None else f"last step {self.last_step}"
-        return f"({dims}) {', '.join(self.variables)}; {last}"
 
 
 class MissingGroupError(KeyError):
@@ -85,18 +66,12 @@ class Run:
         snapshot = writer.snapshot
         last = _last_steps(snapshot.attributes)
         contents = {
-            name: Contents(
-                len(rows.step),
-                rows.group.width if rows.group.coords else None,
-                tuple(rows.columns),
-                last.get(name),
-            )
-            for name, rows in snapshot.tables.items()
+            name: contents_of_rows(rows, last.get(name)) for name, rows in snapshot.tables.items()
         }
         return cls(
             snapshot.attributes,
             contents,
-            lambda group: _dataset(snapshot.tables[group]),
+            lambda group: dataset_of_rows(snapshot.tables[group]),
             lambda: cls.from_memory(writer),
         )
 
@@ -133,12 +108,50 @@ class Run:
         root = xr.Dataset(attrs=self.attributes)
         return xr.DataTree.from_dict({"/": root, **{name: self[name] for name in self}})
 
+    @property
+    def derived(self) -> "Derived":
+        """Quantities computed from recorded ones: ``run.derived.error_ratio()``; see `propkit.derived`."""
+        from propkit.derived.accessor import Derived
+
+        return Derived(self)
+
     def refresh(self) -> "Run":
         """The run as it is now; this one stays what it was."""
         return self._renew()
 
+    def spectrum(
+        self,
+        site: str,
+        *,
+        step: int | None = None,
+        method: str | None = None,
+        group: str = "singular_values",
+        variable: str | None = None,
+    ) -> "xr.DataArray":
+        """One site's spectrum, at one step or over all recorded steps; of a store, no other site's is read.
+
+        Args:
+            site: Its name, with the number of the call where a module runs several times (``"fc#1"``).
+            step: A recorded step; None: all of them.
+            method: ``"nearest"``: take the recorded step that is nearest to `step`.
+            group: The group that has it.
+            variable: Its variable, where the group has several with a dimension of their own.
+
+        Returns:
+            (K,) at one step, else (step, K): K values in the order in which the probe gave them; NaN in steps without.
+
+        Raises:
+            KeyError: No such group, site, step or variable; the message says what there is.
+        """
+        from propkit.store.spectrum import spectrum
+
+        return spectrum(self[group], site, group=group, step=step, method=method, variable=variable)
+
     def __getitem__(self, group: str) -> "xr.Dataset":
-        """One group, dims (step, site), or (step,) for ``log``.
+        """One group, dims (step, site), or (step,) for ``log``; more for variables with a dimension of their own.
+
+        Sites are in the order of execution, except where a variable is ragged (see `propkit.schema`): there they are
+        in the order in which they first ran, as in the store.
 
         Raises:
             KeyError: It was not recorded; the message says what was, and how to record it.
@@ -209,60 +222,19 @@ def open(path: str | os.PathLike[str]) -> Run:
     place = local(path)
     root = read_root(place)
     attributes = root["attributes"]
-    last = _last_steps(attributes)
-    contents: dict[str, Contents] = {}
-    nodes = root["consolidated_metadata"]["metadata"]
-    for name in (key.removesuffix(f"/{STEP}") for key in nodes if key.endswith(f"/{STEP}")):
-        along_step = (
-            key.removeprefix(f"{name}/")
-            for key, node in nodes.items()
-            if key.startswith(f"{name}/") and (node.get("dimension_names") or [""])[0] == STEP
-        )
-        site = nodes.get(f"{name}/{SITE}")
-        contents[name] = Contents(
-            nodes[f"{name}/{STEP}"]["shape"][0],
-            site["shape"][0] if site else None,
-            tuple(variable for variable in along_step if variable != STEP),
-            last.get(name),
-        )
-
-    def read(group: str) -> "xr.Dataset":
-        import xarray as xr
-
-        now = xr.open_zarr(place, group=group, chunks=None, consolidated=True)
-        held = contents[group]
-        # The run may have grown since: all groups are handed out as of the same commit.
-        dataset: xr.Dataset = now[list(held.variables)].isel({STEP: slice(held.rows)})
-        text = {
-            k: (v.dims, _text(v.values)) for k, v in dataset.coords.items() if v.dtype.kind in TEXT
-        }
-        return dataset.assign_coords(text)
-
-    return Run(attributes, contents, read, lambda: open(place), place)
+    contents = contents_of_store(root, _last_steps(attributes))
+    return Run(
+        attributes,
+        contents,
+        lambda group: dataset_of_store(place, group, contents[group]),
+        lambda: open(place),
+        place,
+    )
 
 
 def _last_steps(attributes: Mapping[str, Any]) -> dict[str, int]:
     steps: dict[str, int] = attributes.get("commit", {}).get("last_step", {})
     return steps
-
-
-def _dataset(rows: Rows) -> "xr.Dataset":
-    """The dataset that a store with these rows would give."""
-    import xarray as xr
-
-    group = rows.group
-    coords: dict[str, Any] = {STEP: (STEP, rows.step, STEP_ATTRIBUTES)}
-    for name, values in group.coords.items():
-        coords[name] = (SITE, _text(values) if values.dtype.kind in TEXT else values)
-    variables = {
-        v.name: (group.dims, rows.columns[v.name], v.attributes()) for v in group.variables
-    }
-    return xr.Dataset(variables, coords, to_json(group.attributes))
-
-
-def _text(values: npt.NDArray[Any]) -> npt.NDArray[np.str_]:
-    # NumPy's plain strings: xarray neither plots nor outer-joins the newer kind that zarr returns.
-    return np.array(values.tolist(), np.str_)
 
 
 def _alive(pid: int) -> bool:

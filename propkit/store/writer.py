@@ -14,14 +14,18 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from propkit.schema import STEP, Group
-from propkit.store.arrays import GrowingArray, create_group, create_values, open_group
+from propkit.store.arrays import (
+    GrowingArray,
+    create_group,
+    create_values,
+    replace_file,
+    write_coordinates,
+)
 from propkit.store.attributes import birth, ending, stamp, to_json
 from propkit.store.hold import check_free, is_at, put_in_place, release, take
 from propkit.store.root import local
@@ -37,10 +41,11 @@ class Writer(Protocol):
     def define(self, group: Group) -> None:
         """Add a group with no rows.
 
-        A group without sites may be defined again with more variables: NaN in its earlier rows.
+        A group may be defined again with more variables, and with more sites after those there are: NaN in its
+        earlier rows.
 
         Raises:
-            ValueError: Its names or coordinates cannot be stored, or it has sites and exists.
+            ValueError: Its names or coordinates cannot be stored, or it exists and would not grow so.
         """
 
     def append(self, group: str, step: Steps, columns: Mapping[str, Floats]) -> None:
@@ -49,8 +54,9 @@ class Writer(Protocol):
         Args:
             group: Name of a group that was defined.
             step: Steps of the rows, shape (R,), increasing and larger than all before.
-            columns: Variable name -> values, shape (R, S), or (R,) where the group has no sites. A
-                variable that is left out is not available (NaN) in these rows.
+            columns: Variable name -> values, shape (R, S), (R, S, K) with a fixed axis of its own, (R, V) with a ragged
+                one, or (R,) where the group has no sites. A variable that is left out is not available (NaN) in these
+                rows.
 
         Raises:
             ValueError: No such group or variable, a wrong shape, steps that do not increase, or
@@ -89,6 +95,7 @@ class _Entry:
     rows: int
     fixed: dict[str, str]
     arrays: dict[str, GrowingArray]
+    grown: bool = False  # in columns, since the last commit
 
     def write(self) -> int:
         """Write the rows of the next commit where no reader looks yet; the total after it."""
@@ -100,8 +107,12 @@ class _Entry:
         return self.rows + len(new.step)
 
     def rolls(self, rows: int) -> bool:
-        """Whether some array begins a new chunk on the way to that many rows."""
-        return any(self.rows // a.period != rows // a.period for a in self.arrays.values())
+        """Whether the arrays have got new columns, or begin a new chunk on the way to that many rows.
+
+        Wide rows have chunks of their own, which may be one row long: the longest chunk counts.
+        """
+        period = max((a.period for n, a in self.arrays.items() if n != STEP), default=1)
+        return self.grown or self.rows // period != rows // period
 
 
 class ZarrWriter:
@@ -163,21 +174,26 @@ class ZarrWriter:
         return cls(target, begun, hold)
 
     def define(self, group: Group) -> None:
-        """Add a group, or variables to a group without sites; see `Writer.define`."""
+        """Add a group, or variables and sites to one; see `Writer.define`."""
         self._check_place()
         entry = self._entries.get(group.name)
         if entry is None:
             table = Table(group)
             self._entries[group.name] = _Entry(table, 0, *create_group(self.path, group))
             return
-        new = entry.table.missing(group)
-        arrays = create_values(open_group(self.path, group.name), self.path, new)
+        grown = entry.table.grown(group)
+        fixed = write_coordinates(self.path, grown, entry.fixed)
+        before = entry.table.group.variables
+        added = replace(grown, variables=grown.variables[len(before) :])
+        arrays = create_values(self.path, added)
         for array in arrays.values():
-            # Chunks that do not exist mean NaN; the one that the next rows go to will exist.
-            if begun := entry.rows % array.period:
-                array.write(entry.rows - begun, np.full(array.period, np.nan))
+            array.blank(entry.rows)
+        for v in before:
+            if entry.arrays[v.name].row != grown.row(v):
+                arrays[v.name] = entry.arrays[v.name].widened(grown.row(v), entry.rows)
         entry.arrays |= arrays
-        entry.table.extend(new)
+        entry.fixed, entry.grown = fixed, True
+        entry.table.extend(grown)
 
     def append(self, group: str, step: Steps, columns: Mapping[str, Floats]) -> None:
         """Copy rows into the buffer; see `Writer.append`."""
@@ -207,29 +223,20 @@ class ZarrWriter:
         for name, entry in self._entries.items():
             if last or entry.rolls(totals[name]):
                 for array in entry.arrays.values():
-                    self._replace(array.folder / "zarr.json", array.text(totals[name]))
+                    replace_file(self.path, array.folder / "zarr.json", array.text(totals[name]))
         commit = stamp(self._seq + 1, {name: e.table.last for name, e in self._entries.items()})
         nodes = (
             f"{json.dumps(key)}: {text}"
             for name, entry in self._entries.items()
             for key, text in _nodes(name, entry, totals[name])
         )
-        self._replace(self.path / "zarr.json", _root({**attributes, "commit": commit}, nodes))
+        root = _root({**attributes, "commit": commit}, nodes)
+        replace_file(self.path, self.path / "zarr.json", root)
         # Only now has anything happened: a commit that failed above is simply tried again.
         self._seq += 1
         for name, entry in self._entries.items():
-            entry.rows = totals[name]
+            entry.rows, entry.grown = totals[name], False
             entry.table.clear()
-
-    def _replace(self, file: Path, text: str) -> None:
-        # The new file is prepared beside the store: zarr warns of files that it does not know.
-        draft = self.path.with_name(f".{self.path.name}.commit")
-        try:
-            draft.write_text(text)
-            draft.replace(file)
-        except OSError:
-            draft.unlink(missing_ok=True)
-            raise
 
     def _check_open(self) -> int:
         if self._hold is None:
