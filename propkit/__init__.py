@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from propkit.recording.recorder import Recorder
     from propkit.schedules import log_spaced
     from propkit.store.run import Run, open
+    from propkit.store.study import Study, open_study
 
 __version__ = "0.1.0"
 __all__ = [
     "Probe",
     "Recorder",
     "Run",
+    "Study",
     "attach",
     "compatibility",
     "data",
@@ -45,6 +47,7 @@ __all__ = [
     "models",
     "module_map",
     "open",
+    "open_study",
     "probe",
     "probes",
     "recipes",
@@ -58,6 +61,7 @@ publish(
         "Probe": "propkit.probe",
         "Recorder": "propkit.recording.recorder",
         "Run": "propkit.store.run",
+        "Study": "propkit.store.study",
         "attach": "propkit.attach",
         "compatibility": "propkit.compatibility",
         "data": "propkit.data",
@@ -67,6 +71,7 @@ publish(
         "models": "propkit.models",
         "module_map": "propkit.module_map",
         "open": "propkit.store.run",
+        "open_study": "propkit.store.study",
         "probe": "propkit.probe",
         "probes": "propkit.probes",
         "recipes": "propkit.recipes",

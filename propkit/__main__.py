@@ -124,6 +124,22 @@ def _train(recipe: "Recipe", store: str, arguments: argparse.Namespace) -> "Outc
         raise UsageError(str(error)) from None
 
 
+def _configure_info(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN.zarr", help="runs, finished or still being written")
+    add("--json", action="store_true", help="print a JSON array, for other programs")
+    add("--sites", action="store_true", help="show all sites, however many there are")
+
+
+def _run_info(arguments: argparse.Namespace) -> int:
+    from propkit.info import print_info
+
+    errors = print_info(arguments.runs, as_json=arguments.json, all_sites=arguments.sites)
+    for error in errors:
+        print(f"propkit info: {error}", file=sys.stderr)
+    return USAGE if errors else 0
+
+
 def _recipe(name: str, settings: Sequence[str]) -> "Recipe":
     from propkit import recipes
 
@@ -181,6 +197,7 @@ def _integer(text: str, least: int) -> int:
 
 COMMANDS = {
     "train": Command("train a network by a recipe of the papers", _configure_train, _run_train),
+    "info": Command("show what runs contain", _configure_info, _run_info),
 }
 
 

@@ -219,7 +219,9 @@ def test_list(capsys):
 
 def test_help_names_the_commands(capsys):
     assert cli.main([]) == 0
-    assert "train     train a network by a recipe of the papers" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "train     train a network by a recipe of the papers" in out
+    assert "info      show what runs contain" in out
 
 
 def test_version(capsys):
@@ -229,7 +231,9 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"{propkit.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", ["--help", "train --help", "train --list", "--version"])
+@pytest.mark.parametrize(
+    "arguments", ["--help", "train --help", "train --list", "info --help", "--version"]
+)
 def test_help_loads_nothing_heavy(arguments):
     code = (
         "import sys\nfrom propkit.__main__ import main\n"
