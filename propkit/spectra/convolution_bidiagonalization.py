@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from propkit.spectra.convolution_operator import ConvolutionOperator
+from propkit.spectra.lanczos import generator
 
 _EPSILON = 1e-15
 
@@ -84,8 +85,7 @@ class _Bidiagonalization:
         self.product = operator.apply if forward else operator.adjoint
         self._transposed = operator.adjoint if forward else operator.apply
         shape = operator.inputs if forward else operator.outputs
-        generator = torch.Generator().manual_seed(0)
-        v = torch.randn(1, *shape, generator=generator, dtype=torch.float64)
+        v = torch.randn(1, *shape, generator=generator(0), dtype=torch.float64)
         self.v = (v / torch.linalg.vector_norm(v)).to(operator.weight)
         self.u = torch.zeros(1, dtype=self.v.dtype, device=self.v.device)
         self.diagonal: list[float] = []
