@@ -3,7 +3,7 @@
     python benchmarks/overhead.py [--network plain44] [--batch 64] [--rounds 9] [--threads 1] [--quick]
 
 Other tools are optional; those that are not installed are listed with the command that installs them. How each number
-is measured, and what came out, is in benchmarks/README.md.
+is measured, and what came out, is in benchmarks/overhead.md.
 """
 
 import argparse
