@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from propkit.experiment import Outcome
-    from propkit.recipes import Recipe
+    from propkit.recipes import Recipe, Sweep
 
 USAGE = 2
 FAILED = 1
@@ -42,8 +42,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _configure_train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("recipe", nargs="?", help="name of the recipe, such as plain44-ortho")
-    add("--list", action="store_true", help="list the recipes and stop")
+    add("recipe", nargs="?", help="name of a recipe or sweep, such as plain44-ortho or table2")
+    add("--list", action="store_true", help="list the recipes and sweeps and stop")
     add(
         "--data",
         default="digits",
@@ -51,7 +51,12 @@ def _configure_train(parser: argparse.ArgumentParser) -> None:
         help="digits (8x8 pixels, from scikit-learn, no download), digits16 or digits32 (upsampled), "
         "or a folder with the binary version of CIFAR-10 (default: digits)",
     )
-    add("-o", "--output", metavar="RUN.zarr", help="the run to create (default: RECIPE.zarr)")
+    add(
+        "-o",
+        "--output",
+        metavar="RUN.zarr",
+        help="the run to create (default: RECIPE.zarr); the folder of a sweep's runs (default: SWEEP)",
+    )
     add("--overwrite", action="store_true", help="replace the run if it exists")
     add("--steps", type=_positive, metavar="N", help="optimiser steps (default: the recipe's)")
     add("--seed", type=_natural, default=0, metavar="S", help="seed of weights, order and flips")
@@ -68,6 +73,14 @@ def _configure_train(parser: argparse.ArgumentParser) -> None:
         help="change a setting of the recipe, such as lr=0.05 or milestones=300,450; repeatable",
     )
     add("--quiet", action="store_true", help="show no progress")
+    add("--checkpoint-every", type=_positive, metavar="N", help="save the training every N steps")
+    add("--resume", action="store_true", help="go on at the checkpoint beside the run")
+    add("--bf16", action="store_true", help="forward pass in bfloat16")
+    add("--channels-last", action="store_true", help="channels innermost in memory")
+    add("--compile", action="store_true", help="train through torch.compile")
+    add("--deterministic", action="store_true", help="the same bits every time, on one machine")
+    add("--jobs", type=_positive, default=1, metavar="N", help="a sweep's runs at a time")
+    add("--seeds", type=_positive, metavar="N", help="runs of each of a sweep's networks")
 
 
 def _run_train(arguments: argparse.Namespace) -> int:
@@ -76,9 +89,11 @@ def _run_train(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.recipe is None:
         raise UsageError("which recipe? --list shows them")
+    if sweep := _find_sweep(arguments.recipe):
+        return _run_sweep(sweep, arguments)
     recipe = _recipe(arguments.recipe, arguments.settings)
     store = arguments.output or f"{recipe.name}.zarr"
-    if not arguments.overwrite and os.path.lexists(store):
+    if not (arguments.overwrite or arguments.resume) and os.path.lexists(store):
         raise UsageError(f"{store} exists; name another with -o or replace it with --overwrite")
     try:
         outcome = _train(recipe, store, arguments)
@@ -94,11 +109,30 @@ def _run_train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _find_sweep(name: str) -> "Sweep | None":
+    from propkit import recipes
+
+    return recipes.find_sweep(name)
+
+
+def _run_sweep(sweep: "Sweep", arguments: argparse.Namespace) -> int:
+    from propkit.sweep import carry_out
+
+    try:
+        return FAILED if carry_out(sweep, arguments, _settings(arguments.settings)) else 0
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on with what is missing.", file=sys.stderr)
+        return INTERRUPTED
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error)) from None
+
+
 def _train(recipe: "Recipe", store: str, arguments: argparse.Namespace) -> "Outcome":
     import torch
 
     from propkit.data import load
-    from propkit.experiment import RecordingError, check_device, run_recipe
+    from propkit.experiment import RecordingError, ResumeError, check_device, run_recipe
+    from propkit.training import Execution
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
@@ -119,8 +153,16 @@ def _train(recipe: "Recipe", store: str, arguments: argparse.Namespace) -> "Outc
             label=arguments.label,
             overwrite=arguments.overwrite,
             progress=not arguments.quiet,
+            execution=Execution(
+                bf16=arguments.bf16,
+                channels_last=arguments.channels_last,
+                compile=arguments.compile,
+                deterministic=arguments.deterministic,
+            ),
+            checkpoint_every=arguments.checkpoint_every,
+            resume=arguments.resume,
         )
-    except (OSError, RecordingError) as error:
+    except (OSError, ResumeError, RecordingError) as error:
         raise UsageError(str(error)) from None
 
 
@@ -143,22 +185,27 @@ def _run_info(arguments: argparse.Namespace) -> int:
 def _recipe(name: str, settings: Sequence[str]) -> "Recipe":
     from propkit import recipes
 
-    pairs: dict[str, str] = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise UsageError(f"--set takes KEY=VALUE, found {setting!r}")
-        pairs[key.strip()] = value.strip()
+    pairs = _settings(settings)
     try:
         return recipes.find(name).override(pairs)
     except (LookupError, ValueError) as error:
         raise UsageError(str(error)) from None
 
 
+def _settings(settings: Sequence[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set takes KEY=VALUE, found {setting!r}")
+        pairs[key.strip()] = value.strip()
+    return pairs
+
+
 def _listing() -> str:
     from propkit import recipes
 
-    found = recipes.listed()
+    found: list[Recipe | Sweep] = [*recipes.listed(), *recipes.sweeps()]
     width = max(len(recipe.name) for recipe in found)
     lines = [f"{r.name:<{width}}  {r.summary}  ({r.reference})" for r in found]
     return "\n".join([*lines, f"Also: {', '.join(recipes.patterns())}"])

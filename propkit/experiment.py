@@ -1,7 +1,9 @@
 """Run a recipe: the one place where model, data, trainer and probes meet."""
 
+import math
 import os
 import re
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,18 @@ from torch import Tensor, nn
 
 from propkit.data.imageset import ImageSet
 from propkit.recipes import Recipe
-from propkit.training import evaluate, generator, initialize, sgd, train
+from propkit.recipes.components import components
+from propkit.sweep import checkpoint_of
+from propkit.training import (
+    Checkpoint,
+    Evaluation,
+    Execution,
+    evaluate,
+    generator,
+    initialize,
+    make_optimizer,
+    train,
+)
 
 if TYPE_CHECKING:
     from propkit.recording.recorder import Recorder
@@ -62,6 +75,9 @@ def run_recipe(
     label: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    execution: Execution | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
 ) -> Outcome:
     """Train as the recipe says while its probes record, then evaluate on the test images.
 
@@ -79,9 +95,15 @@ def run_recipe(
         label: Name of the run in legends; the recipe's name if None.
         overwrite: Replace an existing run.
         progress: Show how far the training is.
+        execution: Precision, memory layout, compilation, determinism.
+        checkpoint_every: Save the training beside the store every so many steps, see
+            `propkit.sweep.checkpoint_of`.
+        resume: Go on at the checkpoint; rows of the run from its step on are recorded anew.
 
     Raises:
         FileExistsError: Something is at ``store``; nothing has been touched.
+        FileNotFoundError: There is no checkpoint to resume from.
+        ResumeError: It is of another training, or at its end already.
         DivergenceError: The training diverged; the run holds what led there.
         RecordingError: The probes or the pattern of blocks do not fit.
         ValueError: An argument is out of its range, or the device is not there.
@@ -92,23 +114,47 @@ def run_recipe(
         every=recipe.every if every is None else every,
     )
     check_device(device)
-    if not overwrite:
+    path = None if store is None else os.fspath(store)
+    if (resume or checkpoint_every) and path is None:
+        raise ValueError("a checkpoint lies beside the store: name one")
+    if not (overwrite or resume):
         check_free(store)
-    model = _build(recipe, data, seed).to(device)
-    optimizer = sgd(model, recipe.lr, recipe.momentum, recipe.weight_decay, recipe.decay)
-    label = recipe.name if label is None else label
-    with _attach(
-        model,
-        None if store is None else os.fspath(store),
-        probes=list(recipe.probes),
-        every=recipe.every,
-        blocks=recipe.blocks,
-        optimizer=optimizer,
-        label=label,
-        config=_config(recipe, data, seed, device, model),
-        seed=seed,
-        overwrite=overwrite,
-    ) as recorder:
+    with ExitStack() as stack:
+        model = _build(recipe, data, seed).to(device)
+        optimizer = make_optimizer(
+            recipe.optimizer, model, recipe.lr, recipe.momentum, recipe.weight_decay, recipe.decay
+        )
+        label = recipe.name if label is None else label
+        config = _config(recipe, data, seed, device, model)
+        # Before the probes, so that a weight's recorded change is the whole one.
+        parts = components(model, recipe, optimizer, seed, stack)
+        checkpoint, start = None, 0
+        if path is not None and (resume or checkpoint_every):
+            checkpoint = Checkpoint(
+                checkpoint_of(path), checkpoint_every or recipe.steps, parts, _essential(config)
+            )
+        if resume and checkpoint is not None:
+            start = _load(checkpoint, model, optimizer, recipe.steps)
+        recorder = stack.enter_context(
+            _attach(
+                model,
+                path,
+                probes=list(recipe.probes),
+                every=recipe.every,
+                blocks=recipe.blocks,
+                optimizer=optimizer,
+                label=label,
+                config=config,
+                seed=seed,
+                **({"resume": True, "step": start} if resume else {"overwrite": overwrite}),
+            )
+        )
+        if overwrite and path is not None and "://" not in path:
+            checkpoint_of(path).unlink(missing_ok=True)  # of the run that is no more
+        if checkpoint is not None:
+            # Asking for the run writes the rows that are still on their way.
+            checkpoint = replace(checkpoint, before_save=lambda steps: recorder.run)  # noqa: ARG005
+        log = _Log(recorder, model, data, device, recipe)
         result = train(
             model,
             data,
@@ -117,24 +163,27 @@ def run_recipe(
             batch_size=recipe.batch_size,
             milestones=recipe.milestones,
             gamma=recipe.gamma,
+            warm_up=recipe.warm_up,
             orthonormality=recipe.orthonormality,
             seed=seed,
             device=device,
-            callbacks=[_Log(recorder)],
+            execution=execution,
+            checkpoint=checkpoint,
+            start=start,
+            callbacks=[log],
             progress=progress,
             label=label,
         )
-        test = evaluate(model, data, device)
     return Outcome(
         recipe=recipe,
         data=data.name,
-        store=None if store is None else os.fspath(store),
+        store=path,
         steps=result.steps,
         seconds=result.seconds,
         loss=result.loss,
         accuracy=result.accuracy,
-        test_loss=test.loss,
-        test_accuracy=test.accuracy,
+        test_loss=log.test.loss,
+        test_accuracy=log.test.accuracy,
     )
 
 
@@ -167,19 +216,54 @@ class RecordingError(ValueError):
 
 
 class _Log:
-    """Writes the training curves to the run."""
+    """Writes the training curves to the run, and now and then those of the test images."""
 
-    def __init__(self, recorder: "Recorder") -> None:
+    def __init__(
+        self, recorder: "Recorder", model: nn.Module, data: ImageSet, device: str, recipe: Recipe
+    ) -> None:
         self._recorder = recorder
+        self._what = model, data, device
+        self._every = recipe.evaluate_every
+        self._last = recipe.steps - 1
+        self.test = Evaluation(math.nan, math.nan, 0)
 
     def on_step(self, step: int, loss: Tensor, accuracy: Tensor) -> None:
         self._recorder.log(step=step, loss=loss, accuracy=accuracy)
+        if step == self._last or (self._every and (step + 1) % self._every == 0):
+            self.test = evaluate(*self._what)
+            self._recorder.log(
+                step=step, test_loss=self.test.loss, test_accuracy=self.test.accuracy
+            )
+
+
+class ResumeError(ValueError):
+    """The checkpoint does not fit the training; nothing has been changed."""
+
+
+def _load(
+    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int
+) -> int:
+    try:
+        start = checkpoint.load(model, optimizer)
+    except ValueError as error:
+        raise ResumeError(str(error)) from error
+    if start >= steps:
+        raise ResumeError(f"{checkpoint.path} is at step {start}: all {steps} steps are done")
+    return start
+
+
+def _essential(config: dict[str, Any]) -> dict[str, Any]:
+    """What a resumed training must have in common with the one before; it may be longer."""
+    kept = {key: config[key] for key in ("recipe", "data", "seed")}
+    free = ("steps", "every", "evaluate_every")
+    kept["recipe"] = {key: value for key, value in kept["recipe"].items() if key not in free}
+    return kept
 
 
 def _build(recipe: Recipe, data: ImageSet, seed: int) -> nn.Module:
     # Modules draw default weights from the global generator, which is put back.
     with torch.random.fork_rng(devices=[]):
-        model = recipe.build(data.num_classes, data.shape[0])
+        model = recipe.build(data.num_classes, data.shape[0], math.prod(data.shape))
     return initialize(model, recipe.init, generator(seed, "init"))
 
 
@@ -198,7 +282,7 @@ def _config(
         "seed": seed,
         "device": device,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "optimizer": "SGD",
+        "optimizer": recipe.optimizer,
     }
 
 

@@ -9,7 +9,7 @@ import torch
 from propkit import __main__ as cli
 from propkit import data as data_package
 from propkit.data import ImageSet
-from propkit.training import DivergenceError
+from propkit.training import DivergenceError, Execution
 
 
 def tiny():
@@ -79,6 +79,26 @@ def test_arguments_reach_the_run(loaded, tmp_path, monkeypatch):
         "label": "L2",
         "overwrite": False,
         "progress": False,
+        "execution": Execution(),
+        "checkpoint_every": None,
+        "resume": False,
+    }
+    more = [
+        "--bf16",
+        "--channels-last",
+        "--compile",
+        "--deterministic",
+        "--checkpoint-every",
+        "7",
+        "--resume",
+    ]
+    assert train("plain20-l2", *more, *SHORT) == 0
+    assert calls[1][3] == arguments | {
+        "seed": 0,
+        "label": None,
+        "execution": Execution(True, True, True, True),
+        "checkpoint_every": 7,
+        "resume": True,
     }
 
 
@@ -214,7 +234,7 @@ def test_list(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("plain20-l2 ")
     assert "arXiv:1703.01827, Figs. 2-4" in lines[0]
-    assert lines[-1] == "Also: plain<6n+2>-{l2,ortho}"
+    assert lines[-1].startswith("Also: plain<6n+2>-{l2,ortho}, table2-<6n+2>-{sgd,")
 
 
 def test_help_names_the_commands(capsys):

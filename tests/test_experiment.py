@@ -2,12 +2,21 @@ import json
 
 import pytest
 import torch
+import xarray
 
 from propkit import experiment, recipes
 from propkit.data import ImageSet
 from propkit.experiment import run_recipe
 from propkit.models import plain
-from propkit.training import DivergenceError, generator, initialize, train
+from propkit.training import (
+    DivergenceError,
+    generator,
+    initialize,
+    max_norm,
+    modulate,
+    project,
+    train,
+)
 
 RECIPE = recipes.find("plain8-ortho").override({"steps": "5", "every": "2", "batch_size": "8"})
 
@@ -78,7 +87,9 @@ def test_probes_are_attached_as_the_recipe_says(attached, tmp_path):
 
 def test_curves_are_logged_for_every_step(attached):
     outcome = run_recipe(RECIPE, tiny(), progress=False)
-    calls = attached[0][0].log_calls
+    *calls, (last, test) = attached[0][0].log_calls
+    assert (last, test["test_accuracy"]) == (4, pytest.approx(outcome.test_accuracy))
+    assert test["test_loss"] == pytest.approx(outcome.test_loss)
     assert [step for step, _ in calls] == list(range(5))
     assert all(set(values) == {"loss", "accuracy"} for _, values in calls)
     assert outcome.loss == pytest.approx(sum(v["loss"] for _, v in calls) / 5, rel=1e-5)
@@ -102,7 +113,7 @@ def test_every_setting_reaches_the_trainer(attached):
         }
     )
     run_recipe(recipe, tiny(flip=True), seed=3, progress=False)
-    found = [values["loss"] for _, values in attached[0][0].log_calls]
+    found = [values["loss"] for _, values in attached[0][0].log_calls if "loss" in values]
 
     model = initialize(plain(8, 3, 1), "he", generator(3, "init"))
     expected = []
@@ -211,3 +222,97 @@ def test_settings_that_cannot_be_recorded(tmp_path):
         with pytest.raises(experiment.RecordingError, match="cannot be recorded: "):
             run_recipe(RECIPE.override(settings), tiny(), tmp_path / "run.zarr", progress=False)
         assert not (tmp_path / "run.zarr").exists()
+
+
+def test_recipe_s_components_and_schedule_reach_the_training(tmp_path):
+    """Modulation, projection and max-norm by the recipe, against the same by hand."""
+    recipe = RECIPE.override(
+        {
+            "modulation": "always", "modulation_steps": "3", "projection": "conv1", "projection_every": "2",
+            "max_norm": "0.9", "warm_up": "2", "optimizer": "nesterov", "evaluate_every": "2",
+            "probes": "modulation,weight",
+        }
+    )  # fmt: skip
+    store = tmp_path / "run.zarr"
+    outcome = run_recipe(recipe, tiny(), store, seed=3, every=1, progress=False)
+    import propkit
+
+    run = propkit.open(store)
+    fired = run["modulation"]["fired"].sel(site="conv1").values.tolist()
+    assert fired == [1, 1, 1, 0, 0]
+    log = run["log"]
+    assert log["test_accuracy"].notnull().values.tolist() == [False, True, False, True, True]
+    assert float(log["test_accuracy"][-1]) == pytest.approx(outcome.test_accuracy)
+
+    model = initialize(plain(8, 3, 1), "orthonormal", generator(3, "init"))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, nesterov=True)
+    norms = []
+
+    class Norms:
+        def on_step(self, step, loss, accuracy):
+            norms.append(float(model.conv1.weight.detach().norm()))
+
+    with modulate(model, "always", 3), project(model, 2, "conv1"), max_norm(model, 0.9):
+        train(
+            model, tiny(), steps=5, optimizer=optimizer, batch_size=8, orthonormality=1e-4, seed=3,
+            warm_up=2, callbacks=[Norms()], progress=False,
+        )  # fmt: skip
+    found = run["weight"]["norm"].sel(site="conv1").values[1:]  # before each step
+    assert found == pytest.approx(norms[:4], rel=1e-6)
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path):
+    recipe = RECIPE.override(
+        {"steps": "9", "every": "1", "modulation": "decade", "projection": "conv1", "probes": "weight,modulation"}
+    )  # fmt: skip
+    whole, parts = tmp_path / "whole.zarr", tmp_path / "parts.zarr"
+    expected = run_recipe(recipe, tiny(flip=True), whole, progress=False)
+
+    class CrashError(Exception):
+        pass
+
+    original = experiment._Log.on_step
+
+    def crash(self, step, loss, accuracy):
+        if step == 7:
+            raise CrashError
+        original(self, step, loss, accuracy)
+
+    experiment._Log.on_step = crash
+    try:
+        with pytest.raises(CrashError):
+            run_recipe(recipe, tiny(flip=True), parts, checkpoint_every=3, progress=False)
+    finally:
+        experiment._Log.on_step = original
+    import propkit
+
+    assert propkit.open(parts).state == "failed"
+    found = run_recipe(recipe, tiny(flip=True), parts, resume=True, progress=False)
+    assert (found.test_loss, found.test_accuracy) == (expected.test_loss, expected.test_accuracy)
+    a, b = propkit.open(whole), propkit.open(parts)
+    assert b.state == "complete"
+    for group in ("weight", "modulation", "log"):
+        # Where the run is short, the shapes may be those of the evaluation's batch.
+        shapes = ["input_shape", "output_shape"] if group != "log" else []
+        xarray.testing.assert_equal(
+            a[group].load().drop_vars(shapes), b[group].load().drop_vars(shapes)
+        )
+    with pytest.raises(ValueError, match="checkpoint of another training: seed was 0, now 1"):
+        run_recipe(recipe, tiny(flip=True), parts, seed=1, resume=True, progress=False)
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        run_recipe(recipe, tiny(), tmp_path / "none.zarr", resume=True, progress=False)
+    checkpoint = tmp_path / "parts.zarr.checkpoint"
+    assert checkpoint.exists()
+    run_recipe(recipe, tiny(), parts, overwrite=True, progress=False)
+    assert not checkpoint.exists()
+
+
+def test_resuming_at_the_end(tmp_path):
+    run_recipe(RECIPE, tiny(), tmp_path / "a.zarr", checkpoint_every=5, progress=False)
+    with pytest.raises(experiment.ResumeError, match="at step 5: all 5 steps are done"):
+        run_recipe(RECIPE, tiny(), tmp_path / "a.zarr", resume=True, progress=False)
+    longer = run_recipe(RECIPE, tiny(), tmp_path / "a.zarr", steps=7, resume=True, progress=False)
+    assert longer.steps == 7
+    with pytest.raises(ValueError, match="beside the store"):
+        run_recipe(RECIPE, tiny(), checkpoint_every=1)

@@ -15,6 +15,7 @@ def batches(
     shuffle: torch.Generator,
     augment: torch.Generator,
     device: str | torch.device = "cpu",
+    start: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised training batches without end.
 
@@ -27,16 +28,19 @@ def batches(
         shuffle: CPU generator of the permutations.
         augment: CPU generator of the flips.
         device: Where the batches are wanted.
+        start: Number of batches to leave out, whose random numbers alone are drawn.
 
     Yields:
         Images ``(batch_size, C, H, W)``, float32, and labels ``(batch_size,)``, int64.
 
     Raises:
-        ValueError: ``batch_size`` is not positive.
+        ValueError: ``batch_size`` is not positive, or ``start`` is negative.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, found {batch_size}")
-    return _batches(data, batch_size, shuffle, augment, device)
+    if start < 0:
+        raise ValueError(f"start must be at least 0, found {start}")
+    return _batches(data, batch_size, shuffle, augment, device, start)
 
 
 def _batches(
@@ -45,14 +49,17 @@ def _batches(
     shuffle: torch.Generator,
     augment: torch.Generator,
     device: str | torch.device,
+    start: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     images, labels = data.train_images.to(device), data.train_labels.to(device)
     data = replace(data, mean=data.mean.to(device), std=data.std.to(device))  # once, not per batch
-    for index in _indices(len(labels), batch_size, shuffle):
+    for number, index in enumerate(_indices(len(labels), batch_size, shuffle)):
+        flipped = torch.rand(batch_size, generator=augment) < 0.5 if data.flip else None
+        if number < start:
+            continue
         index = index.to(device, non_blocking=True)
         batch = data.normalize(images[index])
-        if data.flip:
-            flipped = torch.rand(batch_size, generator=augment) < 0.5
+        if flipped is not None:
             flipped = flipped.to(device, non_blocking=True)[:, None, None, None]
             batch = torch.where(flipped, batch.flip(-1), batch)
         yield batch, labels[index]

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from propkit.models.depth import blocks_per_stage
+
 Block = Callable[[int, int, int], nn.Module]
 """Makes a building block from (in_channels, out_channels, stride)."""
 
@@ -26,10 +28,10 @@ class PlainBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
-        self.relu1 = nn.ReLU()
+        self.relu1: nn.Module = nn.ReLU()
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.relu2 = nn.ReLU()
+        self.relu2: nn.Module = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(N, C, H, W)`` to ``(N, out_channels, ceil(H / stride), ceil(W / stride))``."""
@@ -65,7 +67,7 @@ class CifarNet(nn.Module):
             raise ValueError(f"widths are the channels of three stages, found {tuple(widths)}")
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        self.relu1 = nn.ReLU()
+        self.relu1: nn.Module = nn.ReLU()
         self.layer1 = _stage(block, blocks, widths[0], widths[0], stride=1)
         self.layer2 = _stage(block, blocks, widths[0], widths[1], stride=2)
         self.layer3 = _stage(block, blocks, widths[1], widths[2], stride=2)
@@ -107,11 +109,4 @@ def plain(
         >>> sum(p.numel() for p in plain(44).parameters())
         658586
     """
-    if depth < 8 or (depth - 2) % 6:
-        raise ValueError(f"depth must be 6n+2, found {depth}; the nearest are {_nearest(depth)}")
-    return CifarNet((depth - 2) // 6, num_classes, in_channels, widths)
-
-
-def _nearest(depth: int) -> str:
-    below = 6 * max((depth - 2) // 6, 1) + 2
-    return f"{below} and {below + 6}"
+    return CifarNet(blocks_per_stage(depth, 6, 2), num_classes, in_channels, widths)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from propkit.probes.gradient_correlation import gradient_correlation
     from propkit.probes.gradient_norm import gradient_norm
     from propkit.probes.jacobian_spectrum import jacobian_spectrum
+    from propkit.probes.modulation import modulation
     from propkit.probes.representation import representation
     from propkit.probes.singular_value_quantiles import singular_value_quantiles
     from propkit.probes.singular_values import singular_values
@@ -23,6 +24,7 @@ __all__ = [
     "gradient_correlation",
     "gradient_norm",
     "jacobian_spectrum",
+    "modulation",
     "representation",
     "singular_value_quantiles",
     "singular_values",

@@ -7,6 +7,7 @@ The paper trains on CIFAR-10 for 64000 steps. ``l2``: He's initialisation, weigh
 import re
 
 from propkit.recipes.recipe import Recipe
+from propkit.recipes.sweep import Sweep
 
 _DEPTHS = (20, 32, 44, 56, 110)
 _COEFFICIENT = 1e-4
@@ -50,3 +51,5 @@ def listed() -> list[Recipe]:
 
 PATTERN = "plain<6n+2>-{l2,ortho}"
 """How the help describes the names."""
+
+SWEEPS: tuple[Sweep, ...] = ()

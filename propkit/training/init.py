@@ -1,39 +1,29 @@
-"""Initialisers: He's, and orthonormal kernels.
+"""Initialisers of whole models, and orthonormal kernels.
 
-He et al., arXiv:1502.01852; arXiv:1703.01827, Sec. 4.
+He et al., arXiv:1502.01852; arXiv:1703.01827, Sec. 4. Those by variance are in `init_variance`, one
+that keeps every singular value of a convolution in `delta_orthogonal`.
 """
 
-import math
 import warnings
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from propkit.training.kernels import Grouping, fans, kernel_groups, parametric_layers
+from propkit.training.delta_orthogonal import delta_orthogonal_
+from propkit.training.init_variance import (
+    glorot_normal_,
+    glorot_uniform_,
+    he_normal_,
+    he_uniform_,
+    normal,
+)
+from propkit.training.kernels import Grouping, Layer, kernel_groups, parametric_layers
 
-Scheme = Literal["he", "orthonormal"]
+Scheme = Literal["he", "he_uniform", "glorot", "glorot_uniform", "orthonormal", "delta_orthogonal"]
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-@torch.no_grad()
-def he_normal_(weight: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Fill with N(0, 2 / fan_in), in place (arXiv:1502.01852, Eq. 10).
-
-    Args:
-        weight: ``(fan_out, ...)``; fan_in is the number of elements of ``weight[0]``.
-        generator: Source of the numbers, on any device; they are drawn in float32 there.
-
-    Returns:
-        The weight.
-
-    Raises:
-        ValueError: The weight has fewer than two dimensions or no elements.
-    """
-    _, fan_in = fans(weight)
-    return weight.copy_(_normal(weight.shape, generator) * math.sqrt(2 / fan_in))
 
 
 @torch.no_grad()
@@ -72,7 +62,7 @@ def orthonormal_(
     bases = []
     for kernels in kernel_groups(weight, groups, channel_groups):
         # float64: in float32 a square matrix loses orthogonality, and Gram-Schmidt far more.
-        gaussian = _normal((kernels.shape[1], kernels.shape[0]), generator, torch.float64)
+        gaussian = normal((kernels.shape[1], kernels.shape[0]), generator, torch.float64)
         Q, R = torch.linalg.qr(gaussian)
         signs = torch.where(R.diagonal() < 0, -1.0, 1.0).to(Q.dtype)
         bases.append((Q * signs).T)
@@ -91,7 +81,9 @@ def initialize(
 
     Args:
         model: Changed in place.
-        scheme: ``"he"`` (`he_normal_`) or ``"orthonormal"`` (`orthonormal_`).
+        scheme: ``"he"`` (`he_normal_`), ``"he_uniform"``, ``"glorot"``, ``"glorot_uniform"``,
+            ``"orthonormal"`` (`orthonormal_`) or ``"delta_orthogonal"``, which takes linear layers,
+            too.
         generator: Source of the numbers; drawn in the order of ``model.named_modules()``.
         groups: See `orthonormal_`.
 
@@ -104,14 +96,11 @@ def initialize(
     Warns:
         UserWarning: The model has transposed convolutions, which keep their weights.
     """
-    if scheme not in ("he", "orthonormal"):
-        raise ValueError(f"scheme must be 'he' or 'orthonormal', found {scheme!r}")
+    if scheme not in get_args(Scheme):
+        schemes = ", ".join(get_args(Scheme))
+        raise ValueError(f"scheme must be one of {schemes}, found {scheme!r}")
     for _, layer in parametric_layers(model):
-        if scheme == "he":
-            he_normal_(layer.weight, generator)
-        else:
-            channel_groups = 1 if isinstance(layer, nn.Linear) else layer.groups
-            orthonormal_(layer.weight, groups, generator, channel_groups)
+        _fill(layer, scheme, generator, groups)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
     for module in model.modules():
@@ -126,10 +115,19 @@ def initialize(
     return model
 
 
-def _normal(
-    shape: torch.Size | tuple[int, ...],
-    generator: torch.Generator | None,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    device = "cpu" if generator is None else generator.device
-    return torch.randn(shape, generator=generator, dtype=dtype, device=device)
+def _fill(
+    layer: Layer, scheme: Scheme, generator: torch.Generator | None, groups: Grouping
+) -> None:
+    channel_groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+    if scheme == "orthonormal":
+        orthonormal_(layer.weight, groups, generator, channel_groups)
+    elif scheme == "delta_orthogonal":
+        delta_orthogonal_(layer.weight, generator=generator, channel_groups=channel_groups)
+    else:
+        fills = {
+            "he": he_normal_,
+            "he_uniform": he_uniform_,
+            "glorot": glorot_normal_,
+            "glorot_uniform": glorot_uniform_,
+        }
+        fills[scheme](layer.weight, generator)

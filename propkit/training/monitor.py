@@ -23,9 +23,14 @@ WINDOW = 50
 
 
 class Monitor:
-    """Collects 0-d tensors without waiting for the device, and reads them when `due`."""
+    """Collects 0-d tensors without waiting for the device, and reads them when `due`.
 
-    def __init__(self) -> None:
+    Args:
+        first: Number of the first step.
+    """
+
+    def __init__(self, first: int = 0) -> None:
+        self._first = first
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._recent: deque[tuple[float, float]] = deque(maxlen=WINDOW)
         self._read = 0
@@ -53,7 +58,7 @@ class Monitor:
             self._pending.clear()
             for offset, (loss, _) in enumerate(pairs):
                 if not math.isfinite(loss):
-                    step = self._read + offset
+                    step = self._first + self._read + offset
                     raise DivergenceError(f"training diverged: loss {loss} at step {step}", step)
             self._read += len(pairs)
             self._recent.extend(pairs)

@@ -19,12 +19,19 @@ class ProgressDisplay:
         label: What is being trained.
         show: False: nothing is shown.
         console: Where to; standard output if None.
+        start: Steps that were done before.
     """
 
     def __init__(
-        self, steps: int, label: str = "", show: bool = True, console: Console | None = None
+        self,
+        steps: int,
+        label: str = "",
+        show: bool = True,
+        console: Console | None = None,
+        start: int = 0,
     ) -> None:
         self._steps = steps
+        self._before = start
         self._label = label
         self._show = show
         self._console = console or Console()
@@ -48,7 +55,7 @@ class ProgressDisplay:
         if not self._show:
             return
         now = time.perf_counter()
-        rate = done / max(now - self._start, 1e-9)
+        rate = (done - self._before) / max(now - self._start, 1e-9)
         text = f"loss {loss:.4f}  accuracy {accuracy:.3f}  {rate:.2f} steps/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, text=text, refresh=True)

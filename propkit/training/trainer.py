@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from propkit.data.batches import batches
 from propkit.data.imageset import ImageSet
+from propkit.training.checkpoint import Checkpoint
 from propkit.training.divergence import DivergenceError
+from propkit.training.execution import Execution
 from propkit.training.monitor import Monitor
 from propkit.training.optimizer import learning_rate_factor, sgd
 from propkit.training.progress import ProgressDisplay
@@ -54,9 +56,14 @@ def train(
     batch_size: int = 128,
     milestones: Sequence[int] = (32000, 48000),
     gamma: float = 0.1,
+    warm_up: int = 0,
+    warm_up_factor: float = 0.1,
     orthonormality: float = 0.0,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    execution: Execution | None = None,
+    checkpoint: Checkpoint | None = None,
+    start: int = 0,
     callbacks: Iterable[Callback] = (),
     progress: bool = True,
     label: str = "",
@@ -75,39 +82,51 @@ def train(
         batch_size: Images per step.
         milestones: Steps from which the learning rate is multiplied by ``gamma`` once more.
         gamma: See ``milestones``.
+        warm_up: Number of first steps whose learning rate is multiplied by ``warm_up_factor``.
+        warm_up_factor: See ``warm_up``.
         orthonormality: λ of `propkit.training.orthonormality`, 0 for none. Give the optimiser no
             weight decay then.
         seed: Of shuffling and flips.
         device: Where to train.
+        execution: Precision, memory layout, compilation, determinism.
+        checkpoint: Where and when to save the state.
+        start: Number of steps done already, as `Checkpoint.load` returned it: the training goes on with
+            the next one.
         callbacks: Told of every step, in order.
         progress: Show a bar on a terminal, else a line every ten seconds.
         label: What to call the training in the progress display.
 
     Raises:
         DivergenceError: The loss is not finite, or the regulariser is about to diverge.
-        ValueError: ``steps`` is not positive.
+        ValueError: ``steps`` is not positive, or ``start`` not below it.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, found {steps}")
+    if not 0 <= start < steps:
+        raise ValueError(f"start must be at least 0 and below steps={steps}, found {start}")
+    execution = execution or Execution()
     model.to(device).train()
+    called = execution.prepare(model)
     optimizer = optimizer if optimizer is not None else sgd(model)
-    rates = [group["lr"] for group in optimizer.param_groups]
+    # PyTorch's schedulers keep it there too; it goes through a checkpoint, unlike the decayed one.
+    rates = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
     callbacks = list(callbacks)
     stream = batches(
-        data, batch_size, generator(seed, "shuffle"), generator(seed, "augment"), device
+        data, batch_size, generator(seed, "shuffle"), generator(seed, "augment"), device, start
     )
-    monitor = Monitor()
+    monitor = Monitor(start)
     mean_loss = mean_accuracy = float("nan")
-    start = time.perf_counter()
-    with ProgressDisplay(steps, label, progress) as display:
-        for step in range(steps):
-            factor = learning_rate_factor(step, milestones, gamma)
+    begun = time.perf_counter()
+    with ProgressDisplay(steps, label, progress, start=start) as display, execution.algorithms():
+        for step in range(start, steps):
+            factor = learning_rate_factor(step, milestones, gamma, warm_up, warm_up_factor)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             images, labels = next(stream)
             optimizer.zero_grad()
-            logits = model(images)
-            loss = F.cross_entropy(logits, labels)
+            with execution.autocast(labels.device):
+                logits = called(execution.images(images))
+                loss = F.cross_entropy(logits, labels)
             loss.backward()
             if orthonormality:
                 add_orthonormality_gradient_(model, orthonormality)
@@ -117,12 +136,15 @@ def train(
             for callback in callbacks:
                 callback.on_step(step, loss, accuracy)
             monitor.add(loss, accuracy)
-            if monitor.due or step + 1 == steps:
+            saving = checkpoint is not None and (step + 1) % checkpoint.every == 0
+            if monitor.due or saving or step + 1 == steps:
                 mean_loss, mean_accuracy = monitor.read()
                 if orthonormality:
                     _check_stability(model, max(rates) * factor, orthonormality, step)
                 display.update(step + 1, mean_loss, mean_accuracy)
-    return TrainResult(steps, mean_loss, mean_accuracy, time.perf_counter() - start)
+            if checkpoint is not None and saving:  # of a state that is finite
+                checkpoint.save(step + 1, model, optimizer)
+    return TrainResult(steps, mean_loss, mean_accuracy, time.perf_counter() - begun)
 
 
 def _check_stability(model: nn.Module, lr: float, coefficient: float, step: int) -> None:

@@ -67,3 +67,15 @@ def test_half_of_the_images_are_mirrored_where_that_is_allowed():
 def test_batch_size():
     with pytest.raises(ValueError, match="at least 1, found 0"):
         batches(numbered(3), 0, seeded(0), seeded(0))
+
+
+@pytest.mark.parametrize("start", [0, 1, 7])
+def test_start_leaves_batches_out_and_changes_no_other(start):
+    data = numbered(10, flip=True)
+    expected = take(data, 4, 10)[start:]
+    found = itertools.islice(batches(data, 4, seeded(0), seeded(0), start=start), len(expected))
+    for (a, b), (c, d) in zip(found, expected, strict=True):
+        assert torch.equal(a, c)
+        assert torch.equal(b, d)
+    with pytest.raises(ValueError, match="start must be at least 0"):
+        batches(data, 4, seeded(0), seeded(0), start=-1)

@@ -97,7 +97,7 @@ def test_override():
         ({"lr": "fast"}, "lr takes a number, found 'fast'"),
         ({"steps": "1e3"}, "steps takes an integer, found '1e3'"),
         ({"milestones": "1,b"}, "milestones takes values separated by commas, each an integer"),
-        ({"init": "xavier"}, "init takes one of he, orthonormal, found 'xavier'"),
+        ({"init": "xavier"}, "init takes one of he, orthonormal, .*, found 'xavier'"),
         ({"steps": "0"}, "steps must be at least 1, found 0"),
         ({"batch_size": "-1"}, "batch_size must be at least 1"),
         ({"lr": "nan"}, "lr must be finite and at least 0"),

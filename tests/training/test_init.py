@@ -122,7 +122,7 @@ def test_weights_that_have_no_kernels(fill, weight):
 def test_unknown_groups_and_scheme():
     with pytest.raises(ValueError, match="'ceil' or 'literal', found 'floor'"):
         orthonormal_(torch.empty(3, 4), "floor")
-    with pytest.raises(ValueError, match="'he' or 'orthonormal', found 'xavier'"):
+    with pytest.raises(ValueError, match=r"one of he, .*, delta_orthogonal, found 'xavier'"):
         initialize(nn.Linear(2, 2), "xavier")
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from propkit.models import plain
-from propkit.training import learning_rate_factor, sgd
+from propkit.training import learning_rate_factor, make_optimizer, sgd
 
 
 def groups(optimizer):
@@ -67,3 +67,36 @@ def test_schedule_of_the_paper():
     ]
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     assert learning_rate_factor(10**6, ()) == 1
+
+
+def test_warm_up_and_milestones():
+    found = [learning_rate_factor(s, (4, 6), 0.5, warm_up=2, warm_up_factor=0.2) for s in range(7)]
+    assert found == pytest.approx([0.2, 0.2, 1, 1, 0.5, 0.5, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("sgd", torch.optim.SGD),
+        ("nesterov", torch.optim.SGD),
+        ("adagrad", torch.optim.Adagrad),
+        ("adadelta", torch.optim.Adadelta),
+        ("adam", torch.optim.Adam),
+        ("rmsprop", torch.optim.RMSprop),
+    ],
+)
+def test_optimizers_by_name(name, kind):
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    optimizer = make_optimizer(name, model, lr=0.03, momentum=0.8, weight_decay=0.2)
+    assert type(optimizer) is kind
+    weights, rest = optimizer.param_groups
+    assert [p.ndim for p in weights["params"]] == [2]
+    assert (weights["weight_decay"], rest["weight_decay"]) == (0.2, 0.0)
+    assert weights["lr"] == rest["lr"] == 0.03
+    if kind is torch.optim.SGD:
+        assert (weights["momentum"], weights["nesterov"]) == (0.8, name == "nesterov")
+
+
+def test_unknown_optimizer():
+    with pytest.raises(ValueError, match=r"one of sgd, nesterov, .*, found 'lion'"):
+        make_optimizer("lion", nn.Linear(2, 2))
