@@ -6,6 +6,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -84,6 +85,8 @@ def _parser() -> _Parser:
         metavar="N",
         help="iterations to show, where a figure has snapshots",
     )
+    add("--layers", metavar="REGEX", help="layers (or blocks) to show, by their whole names")
+    add("--style", metavar="STYLE", help="screen (default), paper or dark")
     add("--size", nargs=2, type=float, metavar=("W", "H"), help="size in inches")
     add("--dpi", type=float, help=f"pixels per inch of a PNG (default: {_DPI:g})")
     add(
@@ -131,12 +134,20 @@ def _draw(arguments: argparse.Namespace) -> Path:
             raise ValueError(
                 f"{name} has no option {option!r}; it has {', '.join(allowed) or 'none'}"
             )
-    figure = function(*arguments.runs, **options)
+    with _styled(arguments.style):
+        figure = function(*arguments.runs, **options)
     # Files carry no date, so that the same run gives the same file.
     date = {".pdf": "CreationDate", ".svg": "Date"}.get(output.suffix.lower())
     metadata = {date: None} if date else None
     figure.savefig(output, dpi=dpi, metadata=metadata)
     return output
+
+
+def _styled(name: str | None) -> AbstractContextManager[None]:
+    # Imported only where a figure is drawn: it imports matplotlib.
+    from propkit.figures.style import use_style
+
+    return use_style(name or "screen")
 
 
 def _check_size(inches: Sequence[float], dpi: float) -> None:
@@ -169,7 +180,8 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
             options[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             options[key] = value  # a plain word is a string
-    given = {"labels": arguments.label, "steps": arguments.steps, "size": arguments.size}
+    given = {"labels": arguments.label, "steps": arguments.steps}
+    given |= {"layers": arguments.layers, "size": arguments.size}
     return options | {k: v for k, v in given.items() if v is not None}
 
 

@@ -6,10 +6,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    StrMethodFormatter,
+)
+
+from propkit.figures.style import ink
 
 Floats = npt.NDArray[np.float64]
 
@@ -25,12 +37,20 @@ MANY = 5
 """A legend of more entries stands beside the axes."""
 
 _DECADES = 300.0
+_FEW = 1.6
+"""Decades below which a log axis is labelled 1, 2, 5."""
+_LARGEST = 1e300
+"""Beyond it matplotlib's margins overflow."""
 
 
 def drawable(y: npt.ArrayLike, log: bool = False) -> Floats:
-    """Values as float64, NaN where the axis cannot show them: not finite, or log and not > 0."""
+    """Values as float64, NaN where the axis cannot show them: not finite, or log and not > 0.
+
+    A linear axis cannot show values beyond 1e300 either.
+    """
     y = np.asarray(y, dtype=np.float64)
-    return np.where(np.isfinite(y) & ((y > 0) | (not log)), y, np.nan)
+    shown = y > 0 if log else np.abs(y) < _LARGEST
+    return np.where(np.isfinite(y) & shown, y, np.nan)
 
 
 def thin(x: Floats, y: Floats, buckets: int = TRACE_BUCKETS) -> tuple[Floats, Floats]:
@@ -158,29 +178,49 @@ def log_axis_around_one(ax: Axes, values: Iterable[npt.ArrayLike]) -> bool:
     Returns:
         Whether there is any value to show.
     """
+    ax.axhline(1.0, color=ink("axis"), linewidth=0.9, zorder=1.5, gid="one")
+    return log_axis(ax, values, holds=[1.0])
+
+
+def log_axis(
+    ax: Axes, values: Iterable[npt.ArrayLike], holds: Iterable[float] = (), which: str = "y"
+) -> bool:
+    """A log axis that holds all values, with room around them; also those near the ends of float64.
+
+    Args:
+        ax: Whose axis.
+        values: Arrays of any shape; what a log axis cannot show is left out.
+        holds: What it holds besides.
+        which: ``y`` or ``x``.
+
+    Returns:
+        Whether there is any value to show.
+    """
     shown = np.concatenate([drawable(v, log=True).ravel() for v in values])
     shown = np.log10(shown[np.isfinite(shown)])
-    bottom, top = -1.0, 1.0
-    if shown.size:
-        bottom, top = min(float(shown.min()), 0.0), max(float(shown.max()), 0.0)
+    ends = np.concatenate([shown, np.log10(list(holds))])
+    bottom, top = (float(ends.min()), float(ends.max())) if shown.size else (-1.0, 1.0)
     room = 0.12 * max(top - bottom, 1.0)
     bottom, top = max(bottom - room, -_DECADES), min(top + room, _DECADES)
-    ax.set_yscale("log")
-    ax.set_ylim(10.0**bottom, 10.0**top)
+    ax.set(**{f"{which}scale": "log", f"{which}lim": (10.0**bottom, 10.0**top)})
+    axis = ax.yaxis if which == "y" else ax.xaxis
+    if top - bottom < _FEW:  # powers of ten would leave it with one label or two
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
     if top - bottom > _DECADES / 2:  # matplotlib's ticks beyond the ends would overflow
         decades = np.asarray(MaxNLocator(5, integer=True).tick_values(bottom, top))
         decades = decades[(decades >= bottom) & (decades <= top)]
-        ax.yaxis.set_major_locator(FixedLocator((10.0**decades).tolist()))
-        ax.yaxis.set_minor_locator(NullLocator())
-    ax.axhline(1.0, color="#444444", linewidth=0.9, zorder=1.5, gid="one")
+        axis.set_major_locator(FixedLocator((10.0**decades).tolist()))
+        axis.set_minor_locator(NullLocator())
     return bool(shown.size)
 
 
 def note(ax: Axes, text: str) -> None:
     """Say in the middle of empty axes why they are empty."""
-    patch = {"facecolor": "white", "edgecolor": "none"}
+    patch = {"facecolor": ink("ground"), "edgecolor": "none"}
     middle: dict[str, Any] = {"ha": "center", "va": "center", "transform": ax.transAxes}
-    ax.text(0.5, 0.5, text, color="#666666", bbox=patch, **middle)
+    ax.text(0.5, 0.5, text, color=ink("text"), bbox=patch, **middle)
 
 
 def beside_one(ax: Axes, above: str, below: str) -> None:
@@ -194,7 +234,7 @@ def beside_one(ax: Axes, above: str, below: str) -> None:
             textcoords="offset points",
             ha="left",
             va=va,
-            color="#666666",
+            color=ink("text"),
             fontsize="small",
             fontstyle="italic",
             annotation_clip=False,
@@ -209,8 +249,22 @@ def legend(ax: Axes, handles: list[Line2D]) -> None:
         place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "ncols": columns}
         place |= {"fontsize": "small", "borderaxespad": 0.0}
     labels = [str(h.get_label()) for h in handles]
+    _texts(ax.legend(handles, ["label"] * len(handles), **place), labels)
+
+
+def legend_below(figure: Figure, handles: list[Line2D]) -> None:
+    """A legend below all axes of a figure, in rows; texts as in `legend`."""
+    labels = [str(h.get_label()) for h in handles]
+    # Letters are some half of the font's size wide; a handle and the gaps take five more.
+    size = FontProperties(size="small").get_size_in_points() / 72
+    room = figure.bbox.width / figure.dpi / (size * (0.6 * max(map(len, labels)) + 5.0))
+    columns = min(max(int(room), 1), len(handles), 6)
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "fontsize": "small"}
+    _texts(figure.legend(handles, ["label"] * len(handles), **place), labels)
+
+
+def _texts(drawn: Legend, labels: list[str]) -> None:
     # Set afterwards, because matplotlib before 3.10 leaves out labels that begin with "_".
-    drawn = ax.legend(handles, ["label"] * len(handles), **place)
     for text, label in zip(drawn.get_texts(), labels, strict=True):
         text.set_text(label)
         literal(text)

@@ -21,7 +21,7 @@ import xarray as xr
 from propkit import derived
 from propkit.figures.curves import curve, legend, note, whole_axis
 from propkit.figures.runs import AnyRun, RunLike, gather, need
-from propkit.figures.style import Figure, line_look, new_figure, styled
+from propkit.figures.style import Canvas, Figure, canvas, ink, line_look, styled
 
 
 def prepare(run: RunLike, *, include_linear: bool = False) -> xr.Dataset:
@@ -47,6 +47,7 @@ def draw(
     *,
     size: tuple[float, float] = (6.4, 4.0),
     dpi: float | None = None,
+    into: Canvas | None = None,
 ) -> Figure:
     """The ink: one line per dataset.
 
@@ -54,11 +55,12 @@ def draw(
         datasets: Label -> what `prepare` returned.
         size: Width and height in inches.
         dpi: Pixels per inch on screen.
+        into: Part of a figure to draw on, in place of a new one.
     """
     with styled():
-        figure = new_figure(size, dpi)
+        figure = canvas(size, dpi, into)
         ax = figure.subplots()
-        ax.axhline(0.0, color="#444444", linewidth=0.9, zorder=1.5, gid="zero")
+        ax.axhline(0.0, color=ink("axis"), linewidth=0.9, zorder=1.5, gid="zero")
         lines = [
             curve(ax, d["step"], d["correlation"], line_look(i), label)
             for i, (label, d) in enumerate(datasets.items())

@@ -32,7 +32,7 @@ from propkit.figures.curves import (
     whole_axis,
 )
 from propkit.figures.runs import AnyRun, RunLike, gather, need
-from propkit.figures.style import Figure, line_look, new_figure, styled
+from propkit.figures.style import Canvas, Figure, canvas, line_look, styled
 
 
 def prepare(run: RunLike, *, corrected: bool = False) -> xr.Dataset:
@@ -66,6 +66,7 @@ def draw(
     first: int = 5,
     size: tuple[float, float] = (6.4, 5.6),
     dpi: float | None = None,
+    into: Canvas | None = None,
 ) -> Figure:
     """The ink: two panels, one line per dataset in each.
 
@@ -74,9 +75,10 @@ def draw(
         first: The iteration from which the lower panel shows the runs.
         size: Width and height in inches.
         dpi: Pixels per inch on screen.
+        into: Part of a figure to draw on, in place of a new one.
     """
     with styled():
-        figure = new_figure(size, dpi)
+        figure = canvas(size, dpi, into)
         top, bottom = figure.subplots(2, 1)
         lines = _panel(top, datasets)
         _panel(bottom, {k: d.isel(step=d["step"].values >= first) for k, d in datasets.items()})

@@ -9,16 +9,15 @@ point is the R of fig3. Steps of the line are where the width of the network cha
 value that is zero or not finite.
 
 Iterations are those recorded nearest to 200, 2000, 20000 and 30000, as in the paper; where the run
-is shorter, four of its own, log-spaced; or those named by steps (--steps in a shell).
+is shorter, four of its own, log-spaced; or those named by steps (--steps in a shell). Layers are the
+convolutions, or those that layers (--layers) names.
 
 Needs: error_moment.
 """
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib as mpl
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -34,51 +33,22 @@ from propkit.figures.curves import (
     note,
     whole_axis,
 )
-from propkit.figures.runs import AnyRun, FigureError, RunLike, gather, need
-from propkit.figures.style import Figure, line_look, new_figure, styled
-
-PAPER_STEPS = (200, 2000, 20000, 30000)
-"""The iterations of the paper's figure."""
+from propkit.figures.runs import AnyRun, RunLike, gather, need
+from propkit.figures.snapshots import at_layers, at_steps, with_depth
+from propkit.figures.style import Canvas, Figure, canvas, step_looks, styled
 
 _PANELS_PER_ROW = 3
 
 
-def snapshot_steps(
-    recorded: npt.NDArray[np.int64], steps: Sequence[int] | None = None
-) -> npt.NDArray[np.int64]:
-    """The recorded steps to show: those nearest to the ones wanted, ascending, each once.
-
-    Args:
-        recorded: All recorded steps, ascending, at least one.
-        steps: The steps wanted. None: the paper's, or four log-spaced ones if the run ends before
-            the last of them.
-
-    >>> snapshot_steps(np.arange(0, 64001, 50))
-    array([  200,  2000, 20000, 30000])
-    >>> snapshot_steps(np.arange(0, 801, 10))
-    array([ 10,  40, 190, 800])
-    >>> snapshot_steps(np.arange(0, 801, 10), [0, 204, 206])
-    array([  0, 200, 210])
-    """
-    if steps is None:
-        last = int(recorded[-1])
-        started = recorded[recorded > 0]
-        if last >= PAPER_STEPS[-1] or not started.size:
-            steps = PAPER_STEPS
-        else:  # as many decades as in the paper
-            first = max(int(started[0]), last * PAPER_STEPS[0] / PAPER_STEPS[-1])
-            steps = np.geomspace(first, last, len(PAPER_STEPS)).tolist()
-    nearest = [int(np.abs(recorded - step).argmin()) for step in steps]
-    shown: npt.NDArray[np.int64] = recorded[np.unique(nearest)]
-    return shown
-
-
-def prepare(run: RunLike, *, steps: Sequence[int] | None = None) -> xr.Dataset:
+def prepare(
+    run: RunLike, *, steps: Sequence[int] | None = None, layers: str | None = None
+) -> xr.Dataset:
     """The numbers of one run.
 
     Args:
         run: The run.
-        steps: Iterations to show, see `snapshot_steps`.
+        steps: Iterations to show, see `propkit.figures.snapshots.snapshot_steps`.
+        layers: Regular expression for the whole names of the layers to take; None: all.
 
     Returns:
         ``ratio`` (step, site) with coordinate ``depth``, see `propkit.derived.error_ratio`.
@@ -87,13 +57,8 @@ def prepare(run: RunLike, *, steps: Sequence[int] | None = None) -> xr.Dataset:
         FigureError: The run has no ``error_moment``, or no row of it; `steps` is empty.
         ValueError: Fewer than two layers were observed.
     """
-    if steps is not None and not len(steps):
-        raise FigureError("fig4: steps is empty; name at least one iteration, or leave it out")
-    dataset = need(run, "error_moment", "fig4")
-    shown = snapshot_steps(dataset["step"].values, steps)
-    ratio = derived.error_ratio(dataset.sel(step=shown))
-    if "depth" not in ratio.coords:
-        ratio = ratio.assign_coords(depth=("site", np.arange(1, ratio.sizes["site"] + 1)))
+    dataset = at_layers(need(run, "error_moment", "fig4"), layers, "fig4")
+    ratio = with_depth(derived.error_ratio(at_steps(dataset, steps, "fig4")))
     return xr.Dataset({"ratio": ratio}).compute()
 
 
@@ -102,6 +67,7 @@ def draw(
     *,
     size: tuple[float, float] | None = None,
     dpi: float | None = None,
+    into: Canvas | None = None,
 ) -> Figure:
     """The ink: one panel per dataset with shared axes, one line per step.
 
@@ -109,13 +75,14 @@ def draw(
         datasets: Label -> what `prepare` returned.
         size: Width and height in inches; None: as many panels need.
         dpi: Pixels per inch on screen.
+        into: Part of a figure to draw on, in place of a new one.
     """
     columns = min(len(datasets), _PANELS_PER_ROW)
     rows = -(-len(datasets) // columns)
     same = len({tuple(d["step"].values) for d in datasets.values()}) == 1
     ratios = [d["ratio"] for d in datasets.values()]
     with styled():
-        figure = new_figure(size or (2.4 + 4.0 * columns, 0.6 + 3.4 * rows), dpi)
+        figure = canvas(size or (2.4 + 4.0 * columns, 0.6 + 3.4 * rows), dpi, into)
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for empty in axes.flat[len(datasets) :]:
             empty.remove()
@@ -137,14 +104,13 @@ def draw(
 
 def _panel(ax: Axes, dataset: xr.Dataset) -> list[Line2D]:
     steps = dataset["step"].values
-    # Later iterations are lighter; the scale's yellow end is too faint on white.
-    colors = mpl.colormaps["viridis"](np.linspace(0.0, 0.82, len(steps)))
+    looks = step_looks(len(steps))
     return [
         curve(
             ax,
             dataset["depth"],
             dataset["ratio"].isel(step=i),
-            line_look(i) | {"color": colors[i]},
+            looks[i],
             f"iteration {step:,}",
             log=True,
             noisy=False,
@@ -158,6 +124,7 @@ def fig4(
     *more: AnyRun,
     labels: Sequence[str] | str | None = None,
     steps: Sequence[int] | None = None,
+    layers: str | None = None,
     size: tuple[float, float] | None = None,
     dpi: float | None = None,
 ) -> Figure:
@@ -169,6 +136,7 @@ def fig4(
         labels: One label per run; else the runs' own.
         steps: Iterations to show; the recorded ones nearest to them are taken. None: the paper's
             200, 2000, 20000, 30000, or four of its own where the run is shorter.
+        layers: Regular expression for the whole names of the layers to take; None: all.
         size: Width and height in inches; None: as many panels need.
         dpi: Pixels per inch on screen.
 
@@ -177,4 +145,6 @@ def fig4(
         ValueError: Fewer than two layers were observed.
     """
     runs = gather((run, *more), labels)
-    return draw({k: prepare(r, steps=steps) for k, r in runs.items()}, size=size, dpi=dpi)
+    return draw(
+        {k: prepare(r, steps=steps, layers=layers) for k, r in runs.items()}, size=size, dpi=dpi
+    )

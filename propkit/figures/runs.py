@@ -84,7 +84,7 @@ def need(run: RunLike, group: str, figure: str) -> xr.Dataset:
         figure: Who asks, for the message.
 
     Raises:
-        FigureError: The run has no such group, or no row in it yet.
+        FigureError: The run has no such group, or no row or no layer in it.
     """
     name = f"run {_label(run, 0)!r}" if run.label or run.path else "the run"
     faults = run.attributes.get("faults")
@@ -102,6 +102,11 @@ def need(run: RunLike, group: str, figure: str) -> xr.Dataset:
         raise FigureError(
             f"{figure}: {name} has no row of {group!r} yet (state: {run.state}).{broken} "
             "Rows appear with the first sampled step that is flushed"
+        )
+    if dataset.sizes.get("site") == 0:
+        raise FigureError(
+            f"{figure}: {name} has no layer in {group!r}: no module was of the kind that this probe "
+            "measures, or include=, exclude= and blocks= of attach() left none"
         )
     return dataset
 

@@ -85,3 +85,91 @@ def groups() -> dict[str, dict[str, Any]]:
 @pytest.fixture
 def steps() -> list[int]:
     return list(STEPS)
+
+
+QUANTILES = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
+VALUES = 5
+"""Singular values, or channels, of a layer."""
+
+
+def full_run(
+    steps: Any = (0, 1, 10, 100),
+    layers: int = 6,
+    change: Callable[[np.ndarray], np.ndarray] = lambda values: values,
+    without: tuple[str, ...] = (),
+    attributes: Any = None,
+) -> Run:
+    """Variable v of site s at the n-th step is (1 + n + s) times a factor of its own; `change` is applied to all."""
+    writer = MemoryWriter({"label": "all", **(attributes or {})})
+    for name, variables in _ALL_GROUPS.items():
+        if name in without:
+            continue
+        kinds = ["ReLU" if i % 2 else "Conv2d" for i in range(layers)]
+        if name != "activation" and name != "representation":
+            kinds = ["Conv2d"] * layers
+        coords, axes = {}, {}
+        if name != "log":
+            coords = {
+                "site": np.array([f"layer{i}" for i in range(layers)], dtype=str),
+                "depth": np.arange(1, layers + 1),
+                "type": np.array(kinds, dtype=str),
+                "input_shape": np.array(
+                    [f"(8, {4 + i // 3}, 2, 2)" for i in range(layers)], dtype=str
+                ),
+                "output_shape": np.array(
+                    [f"(8, {4 + (i + 1) // 3}, 2, 2)" for i in range(layers)], dtype=str
+                ),
+                "fan_in": np.full(layers, 9),
+                "fan_out": np.array([0 if k == "ReLU" else 4 for k in kinds], dtype=int),
+            }
+        dims = {"value": "singular_value", "rho": "channel", "quantiles": "quantile"}
+        own = {dims[v] for v in variables if v in dims}
+        for dim in own:
+            axes[dim] = QUANTILES if dim == "quantile" else None
+            if dim != "quantile":
+                coords["row_size"] = np.full(layers, VALUES)
+        group = Group(
+            name, tuple(Variable(v, dim=dims.get(v, "")) for v in variables), coords, axes=axes
+        )
+        writer.define(group)
+        if len(steps):
+            n = len(steps)
+            columns = {}
+            for factor, v in zip(variables.values(), variables, strict=True):
+                base = (1.0 + np.arange(n)[:, None] + np.arange(group.width)) * factor
+                if name == "log":
+                    base = base[:, 0]
+                elif v == "quantiles":
+                    base = base[:, :, None] * QUANTILES
+                elif v in dims:
+                    base = (base[:, :, None] * np.linspace(1, 0, VALUES)).reshape(n, -1)
+                columns[v] = change(base).astype(np.float64)
+            writer.append(name, np.asarray(steps), columns)
+    writer.commit()
+    writer.close("complete")
+    return Run.from_memory(writer)
+
+
+_ALL_GROUPS = {
+    "error_moment": {"output": 1.0, "input": 1.0},
+    "gradient_norm": {"input": 1.0, "output": 2.0},
+    "activation": {"mean_abs": 0.5, "mean_square": 1.0},
+    "filter_correlation": {"correlation": 0.01, "pairs": 1.0},
+    "weight": {"norm": 2.0},
+    "representation": {
+        "condition_number": 10.0,
+        "effective_rank": 1.0,
+        "top_share": 0.01,
+        "mean_cosine": 0.01,
+    },
+    "bn_jacobian": {"rho": 1.0, "rho_mean": 1.0, "rho_min": 0.5, "rho_max": 2.0, "deviation": 0.1},
+    "singular_values": {"value": 1.0, "spectral_norm": 1.0},
+    "singular_value_quantiles": {"quantiles": 1.0, "spectral_norm": 1.0},
+    "jacobian_spectrum": {"largest": 4.0, "smallest": 1.0, "mean_square": 1.0, "spread": 0.5},
+    "log": {"loss": 1.0, "accuracy": 0.1, "test_loss": 2.0},
+}
+
+
+@pytest.fixture
+def recorded() -> Callable[..., Run]:
+    return full_run

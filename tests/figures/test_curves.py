@@ -91,6 +91,8 @@ def test_drawable_has_nan_where_the_axis_shows_nothing():
     y = [1.0, 0.0, -1.0, np.inf, np.nan]
     np.testing.assert_array_equal(drawable(y), [1, 0, -1, np.nan, np.nan])
     np.testing.assert_array_equal(drawable(y, log=True), [1, np.nan, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(drawable([1e301, -1e301, 1e299]), [np.nan, np.nan, 1e299])
+    np.testing.assert_array_equal(drawable([1e301], log=True), [1e301])
 
 
 def test_a_sparse_curve_marks_every_point_and_a_lonely_point_is_seen():

@@ -7,6 +7,7 @@ import pytest
 
 import propkit
 from propkit.figures.runs import FigureError
+from propkit.figures.snapshots import snapshot_steps
 
 fig4 = importlib.import_module("propkit.figures.fig4")
 fig3 = importlib.import_module("propkit.figures.fig3")
@@ -50,7 +51,7 @@ def test_its_leftmost_point_is_fig3_and_its_rightmost_is_one(run):
     ],
 )
 def test_iterations_shown(recorded, wanted, shown):
-    found = fig4.snapshot_steps(np.array(recorded), wanted)
+    found = snapshot_steps(np.array(recorded), wanted)
     assert found.tolist() == shown
 
 

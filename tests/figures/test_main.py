@@ -98,6 +98,9 @@ def test_what_can_go_wrong_is_said_in_one_line(store, make_store, capsys, tmp_pa
     assert "must be positive" in failure(capsys, "fig3", run, "--dpi", "0")
     assert "more than 16,384 pixels" in failure(capsys, "fig3", run, "--size", "999", "1")
     assert "invalid int value: 'x'" in failure(capsys, "fig4", run, "--steps", "x")
+    assert "expected one of screen, paper, dark" in failure(capsys, "fig3", run, "--style", "x")
+    assert "fig3 has no option 'layers'" in failure(capsys, "fig3", run, "--layers", "x")
+    assert "no layer; there are layer1, " in failure(capsys, "fig4", run, "--layers", "x")
     assert "unrecognized arguments: --bogus" in failure(capsys, "fig3", run, "--bogus")
     assert "(`python -X dev" in failure(capsys, "fig3", run, "--set", "first=oops")
     lacking = make_store(tmp_path / "l.zarr", [0], {"weight": {"norm": [[1, 1, 1, 1]]}})
@@ -107,6 +110,43 @@ def test_what_can_go_wrong_is_said_in_one_line(store, make_store, capsys, tmp_pa
     empty = make_store(tmp_path / "e.zarr", [], {"error_moment": {"output": []}})
     assert "has no row of 'error_moment' yet" in failure(capsys, "fig3", str(empty))
     assert not list(tmp_path.glob("*.p*"))
+
+
+def test_layers_and_styles_reach_the_figure(store, monkeypatch):
+    import propkit.figures.style as style
+
+    drawn = []
+    monkeypatch.setattr(style.Figure, "savefig", lambda self, *a, **k: drawn.append(self))
+    assert main(["fig4", str(store), "--layers", "layer[12]", "--style", "dark"]) == 0
+    assert main(["fig4", str(store), "--style", "paper"]) == 0
+    dark, paper = drawn
+    lines = [line for line in dark.axes[0].lines if line.get_gid() == "curve"]
+    assert {tuple(line.get_xdata()) for line in lines} == {(1, 2)}
+    assert sum(dark.get_facecolor()[:3]) < 1 < sum(paper.get_facecolor()[:3])
+    sizes = [f.axes[0].xaxis.label.get_fontsize() for f in (dark, paper)]
+    assert sizes == [10, 8]
+
+
+def test_a_run_that_is_still_being_written_is_drawn(
+    make_store, groups, tmp_path, monkeypatch, capsys
+):
+    import numpy as np
+
+    from propkit.schema import Group, Variable
+    from propkit.store.writer import ZarrWriter
+
+    monkeypatch.chdir(tmp_path)
+    writer = ZarrWriter.create(tmp_path / "now.zarr", {})
+    writer.define(Group("log", (Variable("loss"),)))
+    writer.append("log", np.arange(3), {"loss": np.arange(3.0)})
+    writer.commit()
+    assert main(["learning_curves", "now.zarr"]) == 0
+    writer.append("log", np.arange(3, 6), {"loss": np.arange(3.0)})
+    writer.commit()
+    assert main(["overview", "now.zarr", "-o", "page.svg"]) == 0
+    writer.close("complete")
+    assert capsys.readouterr() == ("learning_curves.png\npage.svg\n", "")
+    assert "(running)" in (tmp_path / "page.svg").read_text()
 
 
 def test_a_warning_is_one_line_too(store, capsys):

@@ -1,6 +1,7 @@
 """A figure keeps its look, leaves matplotlib's settings alone, and is shown by notebooks."""
 
 import io
+import itertools
 import struct
 import subprocess
 import sys
@@ -10,7 +11,16 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
-from propkit.figures.style import COLORS, LINES, MARKERS, line_look, new_figure, styled
+from propkit.figures.style import (
+    COLORS,
+    LINES,
+    MARKERS,
+    line_look,
+    new_figure,
+    step_looks,
+    styled,
+    use_style,
+)
 
 
 @pytest.fixture
@@ -95,3 +105,20 @@ def test_no_look_is_used_twice_before_all_pairs_are():
     looks = {(look["color"], str(look["linestyle"])) for look in map(line_look, range(35))}
     assert len(looks) == len(COLORS) * len(LINES) == 35
     assert len(MARKERS) == len(COLORS)
+
+
+def test_a_figure_keeps_its_style_after_the_block_that_made_it():
+    with use_style("dark"):
+        figure, expected = plot(), png(plot())
+    assert png(figure) == expected
+    assert expected != png(plot())
+
+
+def test_later_steps_are_lighter_in_greyscale_whatever_the_style():
+    for style in ("screen", "paper", "dark"):
+        with use_style(style):
+            grey = [
+                sum(c * w for c, w in zip(look["color"], (0.299, 0.587, 0.114), strict=False))
+                for look in step_looks(4)
+            ]
+        assert min(b - a for a, b in itertools.pairwise(grey)) > 0.1, style
