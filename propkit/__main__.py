@@ -182,6 +182,21 @@ def _run_info(arguments: argparse.Namespace) -> int:
     return USAGE if errors else 0
 
 
+def _configure_repair(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN.zarr", help="the runs to restore")
+
+
+def _run_repair(arguments: argparse.Namespace) -> int:
+    from propkit.store.repair import repair
+
+    for path in arguments.runs:
+        try:
+            print(repair(path))
+        except (OSError, ValueError) as error:
+            raise UsageError(str(error)) from None
+    return 0
+
+
 def _recipe(name: str, settings: Sequence[str]) -> "Recipe":
     from propkit import recipes
 
@@ -245,6 +260,9 @@ def _integer(text: str, least: int) -> int:
 COMMANDS = {
     "train": Command("train a network by a recipe of the papers", _configure_train, _run_train),
     "info": Command("show what runs contain", _configure_info, _run_info),
+    "repair": Command(
+        "restore runs whose root metadata were damaged", _configure_repair, _run_repair
+    ),
 }
 
 

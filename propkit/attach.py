@@ -1,8 +1,7 @@
 """`attach`: put probes on a model."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,24 +14,23 @@ from propkit.hooks.taps import Taps
 from propkit.notices import say
 from propkit.probe import Probe
 from propkit.recording.layout import Layout
+from propkit.recording.opening import Target
 from propkit.recording.outbox import Outbox
 from propkit.recording.provenance import describe_run
 from propkit.recording.ranks import Ranks
 from propkit.recording.recorder import Recorder
+from propkit.recording.resume import declared, segment
 from propkit.registry import find_probes
 from propkit.schedules import Schedule, as_schedule, name_of
 from propkit.sites import find_sites
-
-if TYPE_CHECKING:
-    from propkit.store.run import Run
-    from propkit.store.writer import Writer
+from propkit.store.place import Source
 
 When = int | Schedule
 
 
 def attach(
     model: nn.Module,
-    store: str | os.PathLike[str] | None = None,
+    store: Source | None = None,
     *,
     probes: Iterable[str | Probe] | str | Probe | None = None,
     every: When | Mapping[str, When] | None = None,
@@ -46,6 +44,13 @@ def attach(
     config: Mapping[str, Any] | None = None,
     seed: int | None = None,
     overwrite: bool = False,
+    resume: bool = False,
+    step: int | None = None,
+    takeover: bool = False,
+    durable: bool = False,
+    strict: bool = False,
+    budget: float | None = None,
+    compact: bool = True,
 ) -> Recorder:
     """Put probes on `model` and record what they measure, step by step; the training loop stays as it is.
 
@@ -66,7 +71,8 @@ def attach(
 
     Args:
         model: Any module, not compiled yet; it may be afterwards.
-        store: Path of the zarr store to create; in memory by default.
+        store: Path of the zarr store to create, or a URL (``s3://bucket/run.zarr``, see `propkit.open`), or a store of
+            zarr's or obstore's; in memory by default.
         probes: Names, or functions decorated with `propkit.probe`; the cheap ones by default.
         every: Measure every n-th step (every one by default), or a schedule ``step -> bool`` (`propkit.log_spaced`),
             or a dict of either by probe name (``{"weight": 100, "representation": 500}``). Dear probes
@@ -87,15 +93,38 @@ def attach(
         config: What the run should remember of your configuration (JSON-able).
         seed: The seed you used, to be remembered.
         overwrite: Replace an existing run at `store`.
+        resume: Continue the run at `store`, with the same model and probes; without one, begin it. Steps are counted
+            on from `step`, and rows of that step and later are dropped, so that a training that goes on from a
+            checkpoint leaves neither a gap nor a duplicate (``recorder.flush()`` before the checkpoint is saved makes
+            sure that no row before it is missing). Each part of the run is described in its attribute ``segments``.
+        step: With `resume`: number of optimiser steps that the training has completed, as its checkpoint says; by
+            default the step at which the recording stopped.
+        takeover: With `resume`: take the run even from a writer of which nothing can be known here, because it ran on
+            another machine and did not close the run. Make sure that it has ended.
+        durable: Flush each commit to the disk, so that a power failure takes no committed row. By default rows are
+            flushed every 10 seconds, and a killed process never loses a committed one.
+        strict: Raise an error in the training when the run cannot be written or propkit has a fault. By default a
+            warning says so, and the training goes on.
+        budget: Share of the step that recording may take, such as 0.02: what it costs is measured while it runs, and
+            the sampling of all probes but those with a schedule of their own is widened by a power of two until it
+            does. The run says what was done in its attribute ``budget``; what recording cost, with a budget or
+            without, is in ``overhead``.
+        compact: Compress a local run and gather its files when it is complete; see `propkit.store.compact.compact`.
+            A run within the first chunk of each array, which has little to gain, is left as it was written.
 
     Returns:
         The handle of the recording: a context manager with ``run``, ``log``, ``step`` and ``detach``.
 
     Raises:
         TypeError: `model` is no module, or an argument has the wrong type.
-        ValueError: A pattern matches no module, a probe is unknown, the model is compiled already.
-        FileExistsError: `store` exists.
+        ValueError: A pattern matches no module, a probe is unknown, the model is compiled already; the run to be
+            continued has other sites, probes or variables, or `store` holds no run.
+        FileExistsError: `store` exists, and neither `overwrite` nor `resume` is given.
+        FileNotFoundError: There is no run to be continued at `step`.
+        BlockingIOError: Another process writes the run.
+        OSError: The run cannot be created at `store`: no room, no permission.
     """
+    target = Target(store, overwrite, resume, step, takeover, durable, compact)
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         model = model.module
     _check_model(model)
@@ -116,18 +145,30 @@ def attach(
     attributes = describe_run(model, label, config, seed)
     attributes["notes"] = notes
     attributes["sampling"] = {name: name_of(when) for name, when in sampling.items()}
+    attributes |= declared(found, sites)
+    attributes["segments"] = [segment(attributes, 0)]
     ranks = Ranks.find() if distributed else None
-    writes = ranks is None or ranks.writes
-    writer, open_run = _open_writer(store if writes else None, attributes, overwrite)
+    if ranks is not None and budget is not None:
+        raise ValueError(
+            "attach: budget= widens the sampling by what one process measures, and all ranks must measure the same "
+            "steps; give every=, or distributed=False for a run of each rank"
+        )
+
+    writer, open_run, start = target.open(attributes, found, sites, ranks)
     layout = Layout(found, sites)
+    layout.restore(start.groups)
     threaded = store is not None or ranks is not None
     recorder = Recorder(
-        Outbox(writer, layout, threaded, notes, ranks),
+        Outbox(writer, layout, threaded, notes, ranks, start, target.finish),
         layout,
         schedules,
         open_run,
         LossScale(scaler, 1 if ranks is None else ranks.size, say),
         ranks,
+        start.step,
+        strict,
+        [p.name for p in found if p.every is not None],
+        budget,
     )
     steps = OptimizerSteps(model, recorder.end_step, optimizer, recorder.broken)
     recorder.start(Taps(model, sites, recorder), steps.remove, lambda: steps.found)
@@ -169,22 +210,3 @@ def _sampling(every: When | Mapping[str, When] | None, probes: Sequence[Probe]) 
         named = dict.fromkeys(names, every) if dear_alone and every is not None else {}
     usual = 1 if every is None else every
     return {p.name: named.get(p.name, usual if p.every is None else p.every) for p in probes}
-
-
-def _open_writer(
-    store: str | os.PathLike[str] | None, attributes: dict[str, Any], overwrite: bool
-) -> "tuple[Writer, Any]":
-    from propkit.store import run as stores
-    from propkit.store.memory import MemoryWriter
-    from propkit.store.writer import ZarrWriter
-
-    if store is None:
-        memory = MemoryWriter(attributes)
-        return memory, lambda: stores.Run.from_memory(memory)
-    path = os.fspath(store)
-    writer = ZarrWriter.create(path, attributes, overwrite=overwrite)
-
-    def open_run() -> "Run":
-        return stores.open(path)
-
-    return writer, open_run

@@ -5,7 +5,9 @@ import time
 
 import pytest
 import torch
+import xarray as xr
 
+import propkit
 from propkit import __main__ as cli
 from propkit import data as data_package
 from propkit.data import ImageSet
@@ -252,7 +254,8 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", ["--help", "train --help", "train --list", "info --help", "--version"]
+    "arguments",
+    ["--help", "train --help", "train --list", "info --help", "repair --help", "--version"],
 )
 def test_help_loads_nothing_heavy(arguments):
     code = (
@@ -315,3 +318,19 @@ def _wait_for(condition, seconds=60.0):
             return True
         time.sleep(0.05)
     return False
+
+
+def test_repair_restores_a_damaged_run(tmp_path, capsys):
+    path = tmp_path / "run.zarr"
+    model = torch.nn.Linear(2, 2)
+    with propkit.attach(model, path, probes="weight") as recorder:
+        for _ in range(3):
+            model(torch.ones(1, 2))
+            recorder.step()
+    before = propkit.open(path)["weight"].load()
+    (path / "zarr.json").write_text("{")
+    assert cli.main(["repair", str(path)]) == 0
+    assert "recovered weight (3 rows)" in capsys.readouterr().out
+    xr.testing.assert_equal(propkit.open(path)["weight"].load(), before)
+    assert cli.main(["repair", str(tmp_path / "none.zarr")]) == 2
+    assert "none.zarr" in capsys.readouterr().err

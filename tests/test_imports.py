@@ -31,7 +31,7 @@ def _loaded_after(code: str) -> set[str]:
             "import propkit; propkit.open; propkit.open_study; propkit.Run; import propkit.derived",
             {"torch", "matplotlib"},
         ),
-        ("import propkit; f = propkit.figures; f.fig2; f.fig3; f.fig4", {"torch"}),
+        ("import propkit; f = propkit.figures; [getattr(f, n) for n in f.names()]", {"torch"}),
         (
             "import propkit.training, propkit.models, propkit.data",
             {"propkit.attach", "propkit.recording.recorder"},

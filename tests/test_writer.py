@@ -26,9 +26,10 @@ from propkit.schema import Group, Variable
 from propkit.store import arrays, hold
 from propkit.store.attributes import to_json
 from propkit.store.memory import MemoryWriter
+from propkit.store.protocol import Writer
 from propkit.store.run import Run
 from propkit.store.table import Table
-from propkit.store.writer import Writer, ZarrWriter
+from propkit.store.writer import ZarrWriter
 
 SITES = 3
 COORDS = {

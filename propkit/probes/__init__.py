@@ -6,6 +6,7 @@ from propkit._lazy import publish
 
 if TYPE_CHECKING:
     from propkit.probes.activation import activation
+    from propkit.probes.bn_jacobian import bn_jacobian
     from propkit.probes.error_moment import error_moment
     from propkit.probes.filter_correlation import filter_correlation
     from propkit.probes.gradient_correlation import gradient_correlation
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "activation",
+    "bn_jacobian",
     "error_moment",
     "filter_correlation",
     "gradient_correlation",

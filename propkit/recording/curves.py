@@ -1,6 +1,6 @@
 """Training curves: scalars that the user logs, kept on their device until the next flush."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -27,13 +27,19 @@ class CurveRows(NamedTuple):
 
 
 class Curves:
-    """What was logged and is not written yet."""
+    """What was logged and is not written yet.
 
-    def __init__(self) -> None:
+    Args:
+        first: Step at which the recording begins.
+        names: Curves that the run has already.
+    """
+
+    def __init__(self, first: int = 0, names: Iterable[str] = ()) -> None:
         self._open: dict[int, dict[str, float | torch.Tensor]] = {}
-        self._names: dict[str, None] = {}
+        self._names: dict[str, None] = dict.fromkeys(names)
         self._logs_before_step: bool | None = None
-        self._written = -1
+        self._first = first
+        self._written = first - 1
 
     def add(self, completed: int, step: int | None, scalars: Mapping[str, object]) -> None:
         """Keep `scalars` for `step`.
@@ -51,8 +57,8 @@ class Curves:
         values = {name: _scalar(name, value) for name, value in scalars.items()}
         if step is None:
             if self._logs_before_step is None:
-                self._logs_before_step = completed == 0
-            step = max(completed - (not self._logs_before_step), 0)
+                self._logs_before_step = completed == self._first
+            step = max(completed - (not self._logs_before_step), self._first)
         if step <= self._written:
             raise ValueError(
                 f"log(step={step}): the steps up to {self._written} are written already; log in the order of steps"

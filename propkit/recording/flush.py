@@ -21,7 +21,7 @@ from propkit.recording.rows import (
 from propkit.schema import LOG, Group
 
 if TYPE_CHECKING:
-    from propkit.store.writer import Writer
+    from propkit.store.protocol import Writer
 
 
 def write_flush(

@@ -1,6 +1,6 @@
 """Values that are not finite: flagged in the run, and a probe that gives nothing else is switched off."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,8 +19,8 @@ class Health:
         faults: Probes to be switched off -> why.
     """
 
-    def __init__(self) -> None:
-        self.first: dict[str, str] = {}
+    def __init__(self, first: Mapping[str, str] | None = None) -> None:
+        self.first = dict(first or {})
         self.faults: dict[str, str] = {}
 
     def look(self, keys: Sequence[Key], rows: Sequence[Values]) -> None:

@@ -7,11 +7,9 @@ import numpy as np
 from propkit.hooks.taps import Key, Place
 from propkit.probe import Measurement, Probe, Reduction
 from propkit.recording.plan import Plan, Target
+from propkit.recording.resume import Call, call_of
 from propkit.schema import ROW_SIZE, SITE, SITE_ORDER, Group, Variable
 from propkit.sites import Site, fans, is_kind, type_name
-
-Call = tuple[str, int]
-"""A site and the number of its call."""
 
 
 class Layout:
@@ -25,10 +23,26 @@ class Layout:
         self._measurements: dict[tuple[str, str], Measurement] = {}
         self._lengths: dict[tuple[str, Call], int] = {}  # of the ragged variables
         self._fresh: dict[str, list[Key]] = {}  # without a column
+        self._restored: dict[Call, Place] = {}
         self._columns: dict[str, dict[Call, int]] = {}
         self._groups: dict[str, Group] = {}
         self._plan: Plan | None = None
         self.reductions: list[Reduction] = []
+
+    def restore(self, groups: Iterable[Group]) -> None:
+        """Give the columns that the groups of a run have, to continue it; `check_same` has found that they fit."""
+        for group in groups:
+            calls = [call_of(str(name), self._sites) for name in group.coords[SITE]]
+            order = {c: i for i, c in enumerate(group.attributes.get(SITE_ORDER) or [])}  # type: ignore[arg-type, var-annotated]
+            self._groups[group.name] = group
+            self._columns[group.name] = {call: i for i, call in enumerate(calls)}
+            for i, call in enumerate(calls):
+                depth, *shapes = (
+                    group.coords[c][i].item() for c in ("depth", "input_shape", "output_shape")
+                )
+                self._restored.setdefault(call, Place(order.get(i, i), depth, *shapes))
+                if group.ragged and group.coords[ROW_SIZE][i]:
+                    self._lengths[group.name, call] = int(group.coords[ROW_SIZE][i])
 
     def slot(self, key: Key, measurement: Measurement, length: int | None = None) -> int:
         """Number of the slot of `key`, a value that is 0-d, or 1-d and that long.
@@ -89,7 +103,7 @@ class Layout:
             return old
         # The order of the functions in the probe's file, not the order in which signals arrive.
         new.sort(key=lambda v: p.measurements.index(self._measurements[p.name, v]))
-        variables = tuple(self._variable(p, v) for v in (*known, *new))
+        variables = (*(old.variables if old else ()), *(self._variable(p, v) for v in new))
         axes = {v.dim: p.axes[v.dim] for v in variables if v.dim}
         ragged = any(values is None for values in axes.values())
         calls, at = list(columns), [here[c] for c in columns]
@@ -132,6 +146,8 @@ class Layout:
         """Where a call is; if nobody noted it, after the one before it in the order of the modules."""
         if call in places:
             return places[call]
+        if call in self._restored:
+            return self._restored[call]
         site, number = call
         above = list(self._sites)[: self._index[site]]
         for earlier in (
@@ -181,5 +197,5 @@ class Layout:
 
     def silent(self) -> list[str]:
         """Sites that gave no value at all."""
-        heard = {key.site for key in self._slots}
+        heard = {key.site for key in self._slots} | {site for site, _ in self._restored}
         return [name for name in self._sites if name not in heard]

@@ -12,12 +12,14 @@ from propkit.recording.curves import Curves
 from propkit.recording.flush import write_flush
 from propkit.recording.health import Health
 from propkit.recording.layout import Layout
+from propkit.recording.patience import PatientWriter
 from propkit.recording.ranks import Ranks
+from propkit.recording.resume import BEGINNING, Start
 from propkit.recording.rows import Row, events
 from propkit.schema import Group
 
 if TYPE_CHECKING:
-    from propkit.store.writer import Writer
+    from propkit.store.protocol import Writer
 
 FLUSH_ROWS = 64
 FLUSH_SECONDS = 10.0
@@ -36,6 +38,8 @@ class Outbox:
         threaded: Whether to write in a thread; in memory there is nothing to wait for.
         notes: Remarks on what was left out, so far.
         ranks: The processes that measure shares of the batch.
+        start: Where the recording begins.
+        finish: What is done to a run that is complete, when it has been closed.
     """
 
     def __init__(
@@ -45,15 +49,21 @@ class Outbox:
         threaded: bool,
         notes: list[str],
         ranks: Ranks | None,
+        start: Start = BEGINNING,
+        finish: Callable[[], None] = lambda: None,
     ) -> None:
         self.rows: list[Row] = []
-        self.curves = Curves()
-        self.health = Health()
+        self.curves = Curves(start.step, start.curves)
+        self.health = Health(start.not_finite)
         self.faults: dict[str, str] = {}
+        self.costs: Callable[[], Mapping[str, object]] = dict
+        self._earlier_faults = start.faults
         self._layout = layout
         self._notes = notes
         self._ranks = ranks
-        self._writer = writer
+        self._steps = start.step
+        self._finish = finish
+        self._writer = PatientWriter(writer)
         self._worker: Worker | Inline = Worker("propkit-writer") if threaded else Inline()
         self._flushed = time.monotonic()
         self._flushes = 0
@@ -63,6 +73,11 @@ class Outbox:
     def error(self) -> Exception | None:
         """Why the run cannot be written any more."""
         return self._worker.error
+
+    @property
+    def trouble(self) -> OSError | None:
+        """Why what was flushed last is not written yet; it is tried again at the next flush."""
+        return self._writer.trouble
 
     def note(self, text: str) -> None:
         """Say something once, and keep it in the run."""
@@ -90,6 +105,7 @@ class Outbox:
     def flush(
         self,
         places: Mapping[tuple[str, int], Place],
+        steps: int,
         before: int | None,
         fixed: Callable[[], None] = lambda: None,
     ) -> None:
@@ -97,10 +113,12 @@ class Outbox:
 
         Args:
             places: What is known of the sites.
+            steps: Number of steps completed.
             before: Leave the curves from this step on, which may still grow; None: write all.
             fixed: Called when all sites are known, as far as they ever will be.
         """
         self._flushed = time.monotonic()
+        self._steps = steps
         groups: list[Group] = []
         if self.rows:
             groups = self._layout.new_groups(places)
@@ -137,8 +155,12 @@ class Outbox:
         """Wait until what was flushed is written."""
         self._worker.drain()
 
-    def close(self, state: str, reason: str) -> None:
-        """Write what was flushed, then end the run."""
+    def close(self, state: str, reason: str, strict: bool = False) -> None:
+        """Write what was flushed, then end the run.
+
+        Raises:
+            OSError: The run could not be closed, and `strict`; otherwise a warning says so.
+        """
         silent = self._layout.silent()
         if silent and self._layout.reductions:
             self._notes.append(
@@ -162,6 +184,22 @@ class Outbox:
             say(
                 f"the run could not be closed ({type(error).__name__}: {error}); what was committed is readable"
             )
+            if strict:
+                raise
+            return
+        if failure is None and state == "complete" and (self._ranks is None or self._ranks.writes):
+            try:
+                self._finish()
+            except OSError as error:
+                say(
+                    f"the run could not be compacted ({type(error).__name__}: {error}); it is whole, as it was "
+                    "written, and propkit.open(...).compact() tries again"
+                )
 
     def _remarks(self) -> dict[str, object]:
-        return {"notes": list(self._notes), "faults": dict(self.faults)}
+        return {
+            "steps": self._steps,
+            "notes": list(self._notes),
+            "faults": self._earlier_faults | self.faults,
+            **self.costs(),
+        }

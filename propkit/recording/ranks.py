@@ -43,6 +43,12 @@ class Ranks:
         """Whether this process writes the run."""
         return self.rank == 0
 
+    def told(self, said: Any = None) -> Any:
+        """What rank 0 says, on every rank: a collective operation."""
+        message = [said]
+        dist.broadcast_object_list(message, src=0, group=self._group)
+        return message[0]
+
     def part(self) -> None:
         """Wait for all ranks, so that none closes its connections while another still reads."""
         dist.barrier(group=self._group)

@@ -3,16 +3,17 @@
 import atexit
 import os
 import sys
-from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Self
 
 import torch
 
 from propkit.hooks.loss_scale import LossScale
-from propkit.hooks.taps import Key, Place
+from propkit.hooks.taps import Key
 from propkit.notices import say
 from propkit.probe import Measurement
+from propkit.recording.budget import Budget, Overhead, costs, kind_of
+from propkit.recording.hooks import Hooks
 from propkit.recording.layout import Layout
 from propkit.recording.outbox import Outbox
 from propkit.recording.ranks import Ranks
@@ -23,30 +24,11 @@ if TYPE_CHECKING:
     from propkit.store.run import Run
 
 
-class Hooks(Protocol):
-    """What the recorder needs of the hooks on the model (see `propkit.hooks.taps.Taps`)."""
-
-    places: dict[tuple[str, int], Place]
-    disabled: set[str]
-
-    def install(self, probes: frozenset[str]) -> None:
-        """Measure these probes from now on."""
-
-    def remove(self) -> None:
-        """Take out every hook."""
-
-    def finish_step(self) -> None:
-        """Measure what the step changed."""
-
-    def stop_discovering(self) -> None:
-        """The places are known."""
-
-
 class Recorder:
     """Handle of a recording: made by `propkit.attach`, ended by `detach` or by leaving its ``with`` block.
 
     Attributes:
-        steps: Number of optimiser steps completed since `propkit.attach`.
+        steps: Number of optimiser steps completed: since `propkit.attach`, or since the beginning of a resumed run.
     """
 
     def __init__(
@@ -57,11 +39,20 @@ class Recorder:
         open_run: Callable[[], "Run"],
         loss_scale: LossScale,
         ranks: Ranks | None = None,
+        first: int = 0,
+        strict: bool = False,
+        own_schedule: Collection[str] = (),
+        budget: float | None = None,
     ) -> None:
-        self.steps = 0
+        self.steps = first
+        self._strict = strict
         self._outbox = outbox
         self._layout = layout
         self._schedules = dict(schedules)
+        self._own_schedule = frozenset(own_schedule)
+        self._overhead = Overhead()
+        self._budget = None if budget is None else Budget(budget, own_schedule, self._overhead)
+        outbox.costs = lambda: costs(self._overhead, self._budget)
         self._wide = layout.wide_probes()
         self._open_run = open_run
         self._loss_scale = loss_scale
@@ -73,6 +64,7 @@ class Recorder:
         self._observed: list[Observation] = []
         self._stepped = False  # since the gradient scaler's last update
         self._missed = False  # a step in which nothing was observed was noted
+        self._troubled: OSError | None = None  # and it was said
         self._process = os.getpid()
         self._detached = False
         atexit.register(self._at_exit)
@@ -85,11 +77,20 @@ class Recorder:
 
         In a training by several processes it holds what was written so far, and rank 0 alone has it.
         """
-        if not self._detached and self._ranks is None:  # a flush of several ranks takes all of them
+        if self._ranks is None:  # a flush of several ranks takes all of them
+            self.flush()
+        return self._open_run()
+
+    def flush(self) -> None:
+        """Write what is buffered and wait until it is committed.
+
+        Call it (on all ranks) before saving a checkpoint: a run that is resumed there (``attach(..., resume=True,
+        step=recorder.steps)``) then has all rows up to it, even if the process is killed in between.
+        """
+        if not self._detached:
             self._flush()
             self._outbox.drain()
             self._check()
-        return self._open_run()
 
     def log(self, *, step: int | None = None, **scalars: float | torch.Tensor) -> None:
         """Record training curves, without waiting for the device.
@@ -111,7 +112,9 @@ class Recorder:
         """End a step; called after each optimiser step that was found."""
         if self._detached:
             return
+        began = None
         if self._active and self._hooks is not None:
+            began = self._overhead.clock()
             self._hooks.finish_step()
             if self._over():  # by a fault in the hooks
                 return
@@ -127,9 +130,14 @@ class Recorder:
         wide = not self._active.isdisjoint(self._wide)
         self.steps += 1
         self._stepped = True
+        self._overhead.lap(kind_of(self._active, self._own_schedule), began)
+        if self._budget is not None:
+            self._budget.consider(self.steps)
         self._begin_step()
         if self._outbox.due(wide):
+            began = self._overhead.clock()
             self._flush()
+            self._overhead.flushed(self._overhead.clock() - began)
             self._check()
 
     def step(self) -> None:
@@ -155,18 +163,8 @@ class Recorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self._close("complete")
-        elif issubclass(kind, KeyboardInterrupt):
-            self._close("interrupted", "KeyboardInterrupt")
-        else:
-            self._close("failed", f"{kind.__name__}: {error}"[:500])
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._end(error)
 
     def __repr__(self) -> str:
         state = "detached" if self._detached else f"recording {', '.join(self._schedules)}"
@@ -205,11 +203,15 @@ class Recorder:
         say(f"probe {probe!r} failed at step {self.steps} and is off from now on: {text}")
 
     def broken(self, error: Exception) -> None:
-        """End the recording after a fault of propkit's own; training goes on."""
+        """End the recording after a fault of propkit's own; training goes on, unless the recording is strict."""
+        if self._strict and self._detached:
+            raise error
         say(
             f"recording ended at step {self.steps} by a fault in propkit: {type(error).__name__}: {error}"
         )
         self._close("failed", f"{type(error).__name__}: {error}"[:500])
+        if self._strict:
+            raise error
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -225,6 +227,8 @@ class Recorder:
 
     def _begin_step(self) -> None:
         due = frozenset(name for name, when in self._schedules.items() if when(self.steps))
+        if self._budget is not None:
+            due = self._budget.thin(due)
         if due != self._active and self._hooks is not None:
             self._hooks.install(due)
         self._active = due
@@ -240,10 +244,9 @@ class Recorder:
         return self._detached
 
     def _flush(self) -> None:
-        hooks = self._hooks
-        if hooks is not None:
+        if (hooks := self._hooks) is not None:
             before = None if self._detached else self.steps
-            self._outbox.flush(hooks.places, before, hooks.stop_discovering)
+            self._outbox.flush(hooks.places, self.steps, before, hooks.stop_discovering)
 
     def _check(self) -> None:
         """See what the background found."""
@@ -253,11 +256,21 @@ class Recorder:
             if self._hooks is not None:
                 self._hooks.disabled.add(probe)
             self.fault(probe, ValueError(why))
-        error = self._outbox.error
-        if error is not None and not self._detached:
+        error, trouble = self._outbox.error, self._outbox.trouble
+        if self._detached:
+            return
+        if self._strict and (failure := error or trouble):
+            self._close("failed", str(failure)[:500])
+            raise failure
+        if error is not None:
             text = f"{type(error).__name__}: {error}"
-            say(f"recording ended at step {self.steps}: the run cannot be written ({text})")
+            say(f"recording ended at step {self.steps}: {text}")
             self._close("failed", text[:500])
+        elif trouble is not None and self._troubled is None:
+            self._outbox.note(
+                f"step {self.steps}: {trouble}; the rows are kept in memory until they can be written"
+            )
+        self._troubled = trouble
 
     def _close(self, state: str, reason: str = "") -> None:
         if self._detached or os.getpid() != self._process:  # a forked loader's copy is not ours
@@ -269,11 +282,14 @@ class Recorder:
         if self._hooks is not None:
             self._hooks.remove()
         self._flush()
-        self._outbox.close(state, reason)
         self._observed.clear()
+        self._outbox.close(state, reason, self._strict and state == "complete")
 
     def _at_exit(self) -> None:
-        error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+        self._end(getattr(sys, "last_exc", None) or getattr(sys, "last_value", None))
+
+    def _end(self, error: BaseException | None) -> None:
+        """Close the run in the state that the end of the program or of the ``with`` block calls for."""
         if error is None:
             self._close("complete")
         elif isinstance(error, KeyboardInterrupt):

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, log2, prod
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from propkit.schema import STEP, Group
 from propkit.store.attributes import to_json
+from propkit.store.sync import sync_path
 from propkit.store.table import STEP_ATTRIBUTES, TEXT
 
 CHUNK_BYTES = 1 << 20
@@ -76,6 +77,35 @@ class GrowingArray:
             blank = np.full((self.period, *self.row), np.nan, self.dtype)
             self.write(rows - begun, blank, column)
 
+    def cut(self, rows: int, beyond: int) -> None:
+        """Remove rows from `rows` on, of which `beyond` - `rows` were written, and columns that it has not."""
+        last = -(-rows // self.period)
+        names = self._names()
+        for file in self.folder.glob("c.*"):
+            chunk, _, name = file.name.removeprefix("c.").partition(".")
+            if int(chunk) >= last or (f".{name}" if name else "") not in names:
+                file.unlink()
+        if not rows % self.period:
+            return
+        inner = (self.columns, *self.row[1:]) if self.row else ()
+        fill = np.nan if np.dtype(self.dtype).kind == "f" else 0
+        for name in names:
+            file = self.folder / f"c.{last - 1}{name}"
+            start = rows - (last - 1) * self.period
+            stop = min(beyond - (last - 1) * self.period, self.period)
+            if not file.exists():  # it means NaN, also in the rows before
+                start, stop = 0, self.period
+            blank = np.full((max(0, stop - start), *inner), fill, self.dtype)
+            if len(blank):
+                _write_at(file, blank.data.cast("B"), start * blank[0].nbytes, None)
+
+    def _names(self) -> list[str]:
+        """Ends of the names of the chunks that hold one row."""
+        if not self.row:
+            return [""]
+        rest = ".0" * (len(self.row) - 1)
+        return [f".{i}{rest}" for i in range(ceil(self.row[0] / self.columns))]
+
     def _parts(
         self, rows: npt.NDArray[np.generic], column: int
     ) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
@@ -83,14 +113,13 @@ class GrowingArray:
         if not self.row:
             yield "", rows
             return
-        rest = ".0" * (len(self.row) - 1)
-        for i in range(column, ceil(self.row[0] / self.columns)):
+        for i, name in list(enumerate(self._names()))[column:]:
             part = rows[:, i * self.columns : (i + 1) * self.columns]
             if part.shape[1] < self.columns:
                 whole = np.full((len(rows), self.columns, *self.row[1:]), np.nan, self.dtype)
                 whole[:, : part.shape[1]] = part
                 part = whole
-            yield f".{i}{rest}", np.ascontiguousarray(part)
+            yield name, np.ascontiguousarray(part)
 
 
 def rows_per_chunk(width: int, itemsize: int = 8) -> int:
@@ -100,6 +129,17 @@ def rows_per_chunk(width: int, itemsize: int = 8) -> int:
     [65536, 4096, 128, 1]
     """
     return min(LONGEST_CHUNK, 1 << max(0, round(log2(CHUNK_BYTES / (itemsize * width)))))
+
+
+def chunk_shape(row: Sequence[int], dtype: npt.DTypeLike) -> tuple[int, ...]:
+    """Shape of a chunk into which rows of that shape are written; the first number is that of its rows."""
+    itemsize = np.dtype(dtype).itemsize
+    bytes_each = itemsize * prod(row[1:])
+    columns = row[0] if row else 1
+    if columns * bytes_each > WIDEST_ROW:
+        columns = max(1, CHUNK_BYTES // bytes_each)
+    inner = (columns, *row[1:]) if row else ()
+    return (rows_per_chunk(prod(inner), itemsize), *inner)
 
 
 def create_group(path: Path, group: Group) -> tuple[dict[str, str], dict[str, GrowingArray]]:
@@ -167,15 +207,26 @@ def create_values(path: Path, group: Group) -> dict[str, GrowingArray]:
     }
 
 
-def replace_file(store: Path, file: Path, data: str | bytes) -> None:
-    """Replace a file at once; it is prepared beside the store, since zarr warns of files that it does not know."""
+def replace_file(store: Path, file: Path, data: str | bytes, durable: bool = False) -> None:
+    """Replace a file at once; it is prepared beside the store, since zarr warns of files that it does not know.
+
+    Args:
+        store: Where the file lies.
+        file: Its path.
+        data: Its content.
+        durable: Wait until it is on the disk.
+    """
     draft = store.with_name(f".{store.name}.draft")
     try:
         if isinstance(data, str):
             draft.write_text(data)
         else:
             draft.write_bytes(data)
+        if durable:
+            sync_path(draft)
         draft.replace(file)
+        if durable:
+            sync_path(file.parent)
     except OSError:
         draft.unlink(missing_ok=True)
         raise
@@ -190,12 +241,8 @@ def _create_array(
     fill: float,
 ) -> GrowingArray:
     """Create an array without rows."""
-    columns = row[0] if row else 1
-    bytes_each = dtype.itemsize * prod(row[1:])
-    if columns * bytes_each > WIDEST_ROW:
-        columns = max(1, CHUNK_BYTES // bytes_each)
-    inner = (columns, *row[1:]) if row else ()
-    period = rows_per_chunk(prod(inner), dtype.itemsize)
+    period, *inner = chunk_shape(row, dtype)
+    columns = inner[0] if inner else 1
     files = _encode((0, *row), (period, *inner), dtype, fill, dims, attributes)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -1,5 +1,6 @@
 """Root attributes of a run: how it begins, how it ends, and their form in JSON."""
 
+import json
 import math
 import os
 import socket
@@ -9,6 +10,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from propkit.schema import SCHEMA_VERSION, STATES
+from propkit.store.sync import boot_id
 
 
 def birth(attributes: Mapping[str, object]) -> dict[str, object]:
@@ -38,10 +40,37 @@ def ending(state: str, reason: str) -> dict[str, object]:
     return {"state": state, "reason": reason}
 
 
-def stamp(seq: int, last: Mapping[str, int | None]) -> dict[str, object]:
-    """The root attribute ``commit``: its number, its time, each group's last step."""
+def stamp(
+    seq: int,
+    last: Mapping[str, int | None],
+    rows: Mapping[str, int] | None = None,
+    durable: Mapping[str, int] | None = None,
+    generation: int = 0,
+) -> dict[str, object]:
+    """The root attribute ``commit``.
+
+    Args:
+        seq: Its number.
+        last: Group -> last step.
+        rows: Group -> number of rows, in a store.
+        durable: Group -> number of rows that were on the disk for certain before the commit.
+        generation: How often rows were removed by resuming: those who go on reading what they opened in an earlier one
+            may meet other rows.
+
+    Returns:
+        ``seq``, ``time``, ``last_step``; of a store also ``generation``, and ``rows``, ``durable_rows`` and
+        ``boot_id``, by which a reader knows after a power failure which rows to trust.
+    """
     steps = {name: step for name, step in last.items() if step is not None}
-    return {"seq": seq, "time": now(), "last_step": steps}
+    commit: dict[str, object] = {"seq": seq, "time": now(), "last_step": steps}
+    if rows is not None:
+        commit |= {
+            "generation": generation,
+            "rows": {**rows},
+            "durable_rows": {**(durable or {})},
+            "boot_id": boot_id(),
+        }
+    return commit
 
 
 def now() -> str:
@@ -59,6 +88,11 @@ def to_json(value: Mapping[str, object]) -> dict[str, object]:
     {'loss': 'NaN', 'betas': [0.9, 0.99], '3': 7}
     """
     return {str(name): _plain(item) for name, item in value.items()}
+
+
+def texts(attributes: Mapping[str, object]) -> dict[str, str]:
+    """The attributes, each as JSON: most of them never change again."""
+    return {name: json.dumps(value, allow_nan=False) for name, value in to_json(attributes).items()}
 
 
 def _plain(value: object) -> object:

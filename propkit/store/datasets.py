@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,10 @@ from propkit.store.table import STEP_ATTRIBUTES, TEXT, Rows
 
 if TYPE_CHECKING:
     import xarray as xr
+    from zarr.abc.store import Store
+
+Chunks = dict[Any, Any] | int | Literal["auto"] | None
+"""How many steps, sites... a chunk of dask has; ``{}`` and ``"auto"`` leave it to the store and to dask."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +78,33 @@ def contents_of_store(
     return found
 
 
-def dataset_of_store(place: Path, group: str, held: Contents) -> "xr.Dataset":
-    """A group of a store, as of the commit in which it held that; values are read when they are used."""
+def dataset_of_store(
+    store: "Store", group: str, held: Contents, chunks: Chunks = None
+) -> "xr.Dataset":
+    """A group of a store, as of the commit in which it held that; values are read when they are used.
+
+    Args:
+        store: Where it is.
+        group: Its name.
+        held: What it held.
+        chunks: For dask, as in `xarray.open_zarr`; None: without dask.
+
+    Raises:
+        ImportError: Chunks were asked for, and dask is not installed.
+    """
     import xarray as xr
 
-    now = xr.open_zarr(place, group=group, chunks=None, consolidated=True)
+    dataset: xr.Dataset = xr.open_zarr(store, group=group, chunks=chunks, consolidated=True)
     # The run may have grown since: all groups are handed out as of the same commit.
-    later = [name for name in now.data_vars if name not in held.variables]
-    dataset: xr.Dataset = now.drop_vars(later)
-    dataset = dataset.isel({d: slice(n) for d, n in held.sizes.items() if d in dataset.dims})
+    dataset = dataset.drop_vars([name for name in dataset.data_vars if name not in held.variables])
+    longer = {d: slice(n) for d, n in held.sizes.items() if dataset.sizes.get(d, n) > n}
+    if longer:
+        dataset = dataset.isel(longer)
     text = {k: (v.dims, _text(v.values)) for k, v in dataset.coords.items() if v.dtype.kind in TEXT}
-    return _in_order(
-        dataset[list(held.variables)].assign_coords(dataset.coords).assign_coords(text)
-    )
+    dataset = dataset.assign_coords(
+        text
+    )  # all of them: a selection leaves out those of no variable
+    return _in_order(dataset[list(held.variables)].assign_coords(dataset.coords))
 
 
 def dataset_of_rows(rows: Rows) -> "xr.Dataset":

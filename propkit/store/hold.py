@@ -4,9 +4,14 @@ import contextlib
 import errno
 import os
 import shutil
+import socket
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from propkit.schema import STATES
 from propkit.store.root import run_attributes
+from propkit.store.sync import restarted_since
 
 
 def check_free(target: Path, overwrite: bool) -> None:
@@ -24,7 +29,9 @@ def check_free(target: Path, overwrite: bool) -> None:
         return
     else:
         what = f"holds a run ({attributes.get('state')}, begun {attributes.get('created')})"
-        way_out = "choose another name, or replace it with overwrite=True"
+        way_out = (
+            "choose another name, continue it with resume=True, or replace it with overwrite=True"
+        )
     reason = f"the path exists and {what}; {way_out}"
     raise FileExistsError(errno.EEXIST, reason, str(target))
 
@@ -73,15 +80,89 @@ def take(store: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        who = run_attributes(store) or {}
         reason = (
-            f"the run is being written by process {who.get('pid')} on {who.get('host')} "
-            f"since {who.get('created')}; wait until it has ended, or choose another name"
+            f"the run is being written by {_writer_of(run_attributes(store) or {})}; wait until it "
+            "has ended, or choose another name"
         )
         raise BlockingIOError(errno.EWOULDBLOCK, reason, str(store)) from error
     except OSError:
         pass  # a file system without locks: the rename that creates a store still has one winner
     return descriptor
+
+
+def claim(store: Path, takeover: bool) -> tuple[int, str]:
+    """Hold a run to continue it, from a writer that closed it or is gone.
+
+    Args:
+        store: The run.
+        takeover: Take it even from a writer of which nothing is known: on another machine, or on a file system
+            without locks.
+
+    Returns:
+        The hold, and a remark on a writer that did not close the run (empty if it did).
+
+    Raises:
+        BlockingIOError: Someone else holds it, or may do so; the message says who.
+    """
+    descriptor = take(store)
+    try:
+        attributes = run_attributes(store) or {}
+        if attributes.get("state") != STATES[0]:
+            return descriptor, ""
+        who = _writer_of(attributes)
+        if attributes.get("host") != socket.gethostname():
+            gone, why = takeover, "of which nothing is known here"
+        elif restarted_since(attributes):
+            return descriptor, f"{who}: it ended when the machine was restarted"
+        else:
+            gone = takeover or _locks_work(store) or not alive(int(attributes.get("pid", 0)))
+            why = "which is alive, on a file system without locks"
+        if not gone:
+            reason = (
+                f"the run may be being written by {who}, {why}; if that process has ended, take the run over "
+                "with takeover=True"
+            )
+            raise BlockingIOError(errno.EWOULDBLOCK, reason, str(store))
+    except BaseException:
+        release(descriptor)
+        raise
+    return descriptor, f"{who}: it ended without closing the run"
+
+
+def _writer_of(attributes: Mapping[str, Any]) -> str:
+    """Who writes a run, or did so last."""
+    segments = attributes.get("segments") or [{}]
+    since = segments[-1].get("time") or attributes.get("created")
+    return f"process {attributes.get('pid')} on {attributes.get('host')} since {since}"
+
+
+def _locks_work(store: Path) -> bool:
+    """Whether the hold that this process has just taken keeps others out."""
+    import fcntl
+
+    other = os.open(store, os.O_RDONLY)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(other)
+    return False
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine runs; True if that cannot be known."""
+    if os.name != "posix" or pid <= 0:
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def release(hold: int) -> None:

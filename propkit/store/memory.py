@@ -37,7 +37,7 @@ class MemoryWriter:
         return self._snapshot
 
     def define(self, group: Group) -> None:
-        """Add a group, or variables and sites to one; see `Writer.define`."""
+        """Add a group, or variables and sites to one; see `protocol.Writer.define`."""
         self._check_open()
         if group.name in self._tables:
             table = self._tables[group.name]
@@ -46,17 +46,17 @@ class MemoryWriter:
             self._tables[group.name] = Table(group)
 
     def append(self, group: str, step: Steps, columns: Mapping[str, Floats]) -> None:
-        """Copy rows in; see `Writer.append`."""
+        """Copy rows in; see `protocol.Writer.append`."""
         self._check_open()
         defined(self._tables, group).append(step, columns)
 
     def update(self, **attributes: object) -> None:
-        """Set root attributes; see `Writer.update`."""
+        """Set root attributes; see `protocol.Writer.update`."""
         self._check_open()
         self._attributes |= to_json(attributes)
 
     def commit(self) -> None:
-        """Make everything appended visible at once; see `Writer.commit`."""
+        """Make everything appended visible at once; see `protocol.Writer.commit`."""
         self._check_open()
         self._seq += 1
         commit = stamp(self._seq, {name: table.last for name, table in self._tables.items()})
@@ -65,7 +65,7 @@ class MemoryWriter:
         self._snapshot = Snapshot({**self._attributes, "commit": commit}, tables)
 
     def close(self, state: str, reason: str = "") -> None:
-        """Commit for the last time; see `Writer.close`."""
+        """Commit for the last time; see `protocol.Writer.close`."""
         if self._closed:
             return
         self._attributes |= ending(state, reason)

@@ -5,7 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from propkit.schema import SCHEMA_VERSION
+import numpy as np
+
+from propkit.notices import say
+from propkit.schema import SCHEMA_VERSION, STEP
+from propkit.store.sync import restarted_since
 
 
 def local(path: str | os.PathLike[str]) -> Path:
@@ -45,26 +49,87 @@ def read_root(path: Path) -> dict[str, Any]:
             f"no run at {path}{_neighbours(path.parent)}; "
             f"`propkit.attach(model, {path.name!r})` records one"
         )
+    damaged = any(path.glob("*/step/zarr.json"))
+    what = "is a file, not the directory of a run" if path.is_file() else "is not a propkit run"
+    if damaged:
+        what = "has lost its root metadata"
+    root = parse_root(raw, str(path), f"{what}{_neighbours(path)}", repair=damaged)
+    attributes = root["attributes"]
+    return _trusted(path, root) if restarted_since(attributes) else root
+
+
+def parse_root(
+    raw: bytes | None, name: str, otherwise: str = "is not a propkit run", repair: bool = False
+) -> dict[str, Any]:
+    """The root metadata in the bytes of a root ``zarr.json``.
+
+    Args:
+        raw: The bytes; None if there are none.
+        name: How messages call the run.
+        otherwise: What the place is if it is no run.
+        repair: Whether there is something to repair it from.
+
+    Raises:
+        ValueError: It is no run, or of a newer layout, or has lost its consolidated metadata.
+    """
+    way_out = (
+        f"`python -m propkit repair {name}` restores it"
+        if repair
+        else "`propkit.attach(model, 'run.zarr')` records one"
+    )
     try:
         root = json.loads(raw or b"")
         attributes = root["attributes"]
         version, writer = attributes["schema_version"], attributes["propkit_version"]
     except (ValueError, KeyError, TypeError):
-        kind = "is a file, not the directory of a run" if path.is_file() else "is not a propkit run"
-        raise ValueError(
-            f"{path} {kind}{_neighbours(path)}; `propkit.attach(model, 'run.zarr')` records one"
-        ) from None
+        raise ValueError(f"{name} {otherwise}; {way_out}") from None
     if version > SCHEMA_VERSION:
         raise ValueError(
-            f"{path} was written by propkit {writer} in layout {version}; this propkit reads "
+            f"{name} was written by propkit {writer} in layout {version}; this propkit reads "
             f"layouts up to {SCHEMA_VERSION}: `pip install --upgrade propkit`"
         )
     if not root.get("consolidated_metadata"):
         raise ValueError(
-            f"{path} has lost its consolidated metadata, something else has written to it; "
-            f"`zarr.consolidate_metadata({str(path)!r})` restores it"
+            f"{name} has lost its consolidated metadata, something else has written to it; "
+            f"`python -m propkit repair {name}` restores it"
         )
     return dict(root)
+
+
+def _trusted(path: Path, root: dict[str, Any]) -> dict[str, Any]:
+    """The root of a run that was being written when the machine was restarted: only rows known to be on the disk."""
+    nodes = root["consolidated_metadata"]["metadata"]
+    commit = root["attributes"]["commit"]
+    lost = {}
+    for name in [key.removesuffix(f"/{STEP}") for key in nodes if key.endswith(f"/{STEP}")]:
+        step = nodes[f"{name}/{STEP}"]
+        rows, durable = step["shape"][0], commit.get("durable_rows", {}).get(name, 0)
+        if durable >= rows:
+            continue
+        lost[name] = rows - durable
+        for key, node in nodes.items():
+            if key.startswith(f"{name}/") and node.get("dimension_names", [""])[0] == STEP:
+                node["shape"][0] = durable
+        commit["last_step"].pop(name, None)
+        if durable:
+            (period,) = step["chunk_grid"]["configuration"]["chunk_shape"]
+            chunk, row = divmod(durable - 1, period)
+            steps = np.fromfile(path / name / STEP / f"c.{chunk}", "<i8", 1, offset=8 * row)
+            commit["last_step"][name] = int(steps[0])
+    if lost:
+        listed = ", ".join(f"{n} of {name}" for name, n in lost.items())
+        note = (
+            f"the machine was restarted while the run was being written: its last rows ({listed}) were not known to "
+            "be on the disk and are left out"
+        )
+        root["attributes"]["notes"] = [*root["attributes"].get("notes", []), note]
+        if (path, commit["seq"]) not in _said:
+            _said.add((path, commit["seq"]))
+            say(f"{path}: {note}")
+    return root
+
+
+_said: set[tuple[Path, int]] = set()
 
 
 def _neighbours(folder: Path) -> str:

@@ -4,22 +4,24 @@ import html
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from propkit.schema import LOG, STATES
 from propkit.store.datasets import (
+    Chunks,
     Contents,
     contents_of_rows,
     contents_of_store,
     dataset_of_rows,
     dataset_of_store,
 )
-from propkit.store.memory import MemoryWriter
-from propkit.store.root import local, read_root
+from propkit.store.hold import alive
+from propkit.store.memory import MemoryWriter, Snapshot
+from propkit.store.place import Place, Source, find_place
 
 if TYPE_CHECKING:
     import xarray as xr
+    from zarr.abc.store import Store
 
     from propkit.derived.accessor import Derived
 
@@ -41,7 +43,8 @@ class Run:
     `refresh` gives it as it is by then. Made by `propkit.open` and by `Recorder.run`.
 
     Attributes:
-        path: The store's directory, None for a run in memory.
+        path: The store's directory or zip file; None for a run in memory, at a URL or in another store.
+        name: What it is called, where it is stored: the path, or the URL; ``"in memory"`` otherwise.
         attributes: Root attributes: versions, command, configuration, seed, model, device, state...
         contents: Group name -> what it holds.
     """
@@ -52,13 +55,17 @@ class Run:
         contents: Mapping[str, Contents],
         read: Callable[[str], "xr.Dataset"],
         renew: Callable[[], "Run"],
-        path: Path | None = None,
+        store: Callable[[], "Store"],
+        place: Place | None = None,
     ) -> None:
-        self.path = path
+        self.path = place.path if place else None
+        self.name = place.name if place else "in memory"
+        self._place = place
         self.attributes = dict(attributes)
         self.contents = dict(contents)
         self._read = read
         self._renew = renew
+        self._store = store
 
     @classmethod
     def from_memory(cls, writer: MemoryWriter) -> "Run":
@@ -73,6 +80,7 @@ class Run:
             contents,
             lambda group: dataset_of_rows(snapshot.tables[group]),
             lambda: cls.from_memory(writer),
+            lambda: _store_of_rows(snapshot),
         )
 
     @property
@@ -90,14 +98,17 @@ class Run:
         """
         state = str(self.attributes.get("state", ""))
         here = self.attributes.get("host") == socket.gethostname()
-        if state == STATES[0] and here and not _alive(int(self.attributes.get("pid", 0))):
+        if state == STATES[0] and here and not alive(int(self.attributes.get("pid", 0))):
             return DIED
         return state
 
     @property
     def label(self) -> str:
         """Short name for legends: the attribute ``label``, else the name of the store."""
-        name = self.path.name.removesuffix(".zarr") if self.path else "run"
+        name = "run"
+        if self._place and (self.path or "://" in self.name):
+            last = self.name.rstrip("/").rpartition("/")[2]
+            name = last.removesuffix(".zip").removesuffix(".zarr")
         return str(self.attributes.get("label") or name)
 
     @property
@@ -118,6 +129,34 @@ class Run:
     def refresh(self) -> "Run":
         """The run as it is now; this one stays what it was."""
         return self._renew()
+
+    def store(self) -> "Store":
+        """The zarr store that the run is in, for reading with zarr; a new one for a run in memory."""
+        return self._store()
+
+    def compact(self) -> "Run":
+        """Compress the run and gather its files, see `propkit.store.compact.compact`; returns it as it is then.
+
+        Raises:
+            BlockingIOError: The run is being written.
+            ValueError: The run is not in a directory of this machine.
+        """
+        from propkit.store.compact import compact
+
+        if self.path is None or not self.path.is_dir():
+            raise ValueError(
+                f"only a run in a directory of this machine can be compacted, this one is {self.name}: "
+                "run.export('copy.zarr.zip') writes a compact copy"
+            )
+        compact(self.path)
+        return self.refresh()
+
+    def export(self, target: str | os.PathLike[str], *, overwrite: bool = False) -> "Run":
+        """Write a compact copy, one ``.zip`` file or at a URL, and open it; see `propkit.store.archive.export`."""
+        from propkit.store.archive import export
+
+        export(self, target, overwrite=overwrite)
+        return open(target)
 
     def spectrum(
         self,
@@ -195,7 +234,7 @@ class Run:
         reason = self.attributes.get("reason")
         state = f"{self.state}: {reason}" if reason else self.state
         faults = self.attributes.get("faults") or {}
-        parts = [repr(self.label), state, str(self.path or "in memory")]
+        parts = [repr(self.label), state, self.name]
         return ", ".join(parts + ([f"faults in {', '.join(faults)}"] if faults else []))
 
     def _missing(self, group: str) -> str:
@@ -209,44 +248,48 @@ class Run:
         return f"run {self.label!r} has no group {group!r}, {recorded}: {how}"
 
 
-def open(path: str | os.PathLike[str]) -> Run:
+def open(source: Source, *, chunks: Chunks = None) -> Run:
     """Open a run, finished or still being written.
 
+    Nothing but the root metadata is read, so that it takes as long for a run of a million steps as for one of ten.
+
     Args:
-        path: The store's directory.
+        source: The store's directory, the zip file of `Run.export`, a URL (``s3://``, ``gs://``, ``az://``,
+            ``memory://``, ``https://`` and whatever fsspec knows), or a store of zarr's or obstore's.
+        chunks: Read the values through dask, for runs larger than memory: ``{}`` for the chunks of the store,
+            ``"auto"``, or rows per chunk as ``{"step": 10_000}``; see `xarray.open_zarr`.
 
     Raises:
         FileNotFoundError: There is nothing at that path.
-        ValueError: What is there is no propkit run, or a newer propkit wrote it; the path is a URL.
+        ImportError: The URL needs a package that is not installed; the message says which.
+        ValueError: What is there is no propkit run, or a newer propkit wrote it.
     """
-    place = local(path)
-    root = read_root(place)
+    return _open(find_place(source), chunks)
+
+
+def _open(place: Place, chunks: Chunks) -> Run:
+    root = place.read_root()
     attributes = root["attributes"]
     contents = contents_of_store(root, _last_steps(attributes))
     return Run(
         attributes,
         contents,
-        lambda group: dataset_of_store(place, group, contents[group]),
-        lambda: open(place),
+        lambda group: dataset_of_store(place.store(), group, contents[group], chunks),
+        lambda: _open(place, chunks),
+        place.store,
         place,
     )
+
+
+def _store_of_rows(snapshot: Snapshot) -> "Store":
+    from propkit.store.archive import store_of_rows
+
+    return store_of_rows(snapshot)
 
 
 def _last_steps(attributes: Mapping[str, Any]) -> dict[str, int]:
     steps: dict[str, int] = attributes.get("commit", {}).get("last_step", {})
     return steps
-
-
-def _alive(pid: int) -> bool:
-    if os.name != "posix" or pid <= 0:
-        return True  # not known
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _row(name: str, *values: object) -> str:

@@ -1,11 +1,14 @@
-"""Writing a run: what a writer does, and the writer of zarr stores.
+"""Writing a run into a zarr store.
 
 A store is plain zarr v3. Rows are written in place into uncompressed chunks, beyond the length
 that readers know of; one atomic rename of the root ``zarr.json``, whose inline consolidated metadata
 holds the new lengths of all arrays, then makes them visible together. A reader sees the run before
 the commit or after it, never between, and so does whoever opens the store after the process was
-killed. A power failure may still lose what the operating system had not written yet. Readers that
-ignore consolidated metadata see the lengths as of the last full chunk, until the run is closed.
+killed. Readers that ignore consolidated metadata see the lengths as of the last full chunk, until the run
+is closed.
+
+A power failure may take what the operating system had not written yet, out of the middle of a file. Rows are flushed
+to the disk every few seconds, or at each commit; each says how many were, and after a restart readers trust only those.
 """
 
 import errno
@@ -13,10 +16,13 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+
+import numpy as np
 
 from propkit.schema import STEP, Group
 from propkit.store.arrays import (
@@ -26,65 +32,15 @@ from propkit.store.arrays import (
     replace_file,
     write_coordinates,
 )
-from propkit.store.attributes import birth, ending, stamp, to_json
+from propkit.store.attributes import birth, ending, stamp, texts, to_json
 from propkit.store.hold import check_free, is_at, put_in_place, release, take
+from propkit.store.resume import LeftRun, cut
 from propkit.store.root import local
+from propkit.store.sync import sync_since
 from propkit.store.table import Floats, Steps, Table, defined
 
-
-class Writer(Protocol):
-    """Where a recorder puts its rows; used from one thread at a time.
-
-    Nothing becomes visible to readers before `commit`, and then everything at once.
-    """
-
-    def define(self, group: Group) -> None:
-        """Add a group with no rows.
-
-        A group may be defined again with more variables, and with more sites after those there are: NaN in its
-        earlier rows.
-
-        Raises:
-            ValueError: Its names or coordinates cannot be stored, or it exists and would not grow so.
-        """
-
-    def append(self, group: str, step: Steps, columns: Mapping[str, Floats]) -> None:
-        """Take a copy of R rows.
-
-        Args:
-            group: Name of a group that was defined.
-            step: Steps of the rows, shape (R,), increasing and larger than all before.
-            columns: Variable name -> values, shape (R, S), (R, S, K) with a fixed axis of its own, (R, V) with a ragged
-                one, or (R,) where the group has no sites. A variable that is left out is not available (NaN) in these
-                rows.
-
-        Raises:
-            ValueError: No such group or variable, a wrong shape, steps that do not increase, or
-                the run is closed.
-        """
-
-    def update(self, **attributes: object) -> None:
-        """Set root attributes, visible at the next commit; see `attributes.to_json` for the values."""
-
-    def commit(self) -> None:
-        """Make everything since the last commit visible, atomically.
-
-        Raises:
-            OSError: It could not be written. Nothing has changed, neither for readers nor for the
-                writer: call it again.
-        """
-
-    def close(self, state: str, reason: str = "") -> None:
-        """Commit for the last time and let the store go; more calls do nothing.
-
-        Args:
-            state: How the run ended: ``"complete"``, ``"interrupted"`` or ``"failed"``.
-            reason: Why, in words.
-
-        Raises:
-            ValueError: A run cannot end in that state.
-            OSError: As `commit`; the run is still open and may be closed again.
-        """
+SYNC_SECONDS = 10.0
+"""How often the rows of a run are flushed to the disk, unless they are at each commit."""
 
 
 @dataclass
@@ -116,18 +72,25 @@ class _Entry:
 
 
 class ZarrWriter:
-    """Writes a run into a zarr store on a local file system (Linux, macOS); see `create`.
+    """Writes a run into a zarr store on a local file system (Linux, macOS); see `create` and `resume`.
 
     Attributes:
         path: The store's directory.
     """
 
-    def __init__(self, path: Path, attributes: dict[str, object], hold: int) -> None:
+    def __init__(
+        self, path: Path, attributes: Mapping[str, object], hold: int, durable: bool = False
+    ) -> None:
         self.path = path
-        self._attributes = attributes
+        self._attributes = texts(attributes)
         self._hold: int | None = hold
         self._entries: dict[str, _Entry] = {}
         self._seq = 0
+        self._generation = 0
+        self._durable = durable
+        self._synced = time.monotonic()
+        self._mark = 0  # age of what is on the disk
+        self._durable_rows: dict[str, int] = {}
 
     @classmethod
     def create(
@@ -135,6 +98,7 @@ class ZarrWriter:
         path: str | os.PathLike[str],
         attributes: Mapping[str, object],
         overwrite: bool = False,
+        durable: bool = False,
     ) -> "ZarrWriter":
         """Create a store, which appears under its name as a whole.
 
@@ -142,6 +106,7 @@ class ZarrWriter:
             path: Directory to create; missing parents are created too.
             attributes: Root attributes of the run.
             overwrite: Replace the run that is there. Anything but a run is never replaced.
+            durable: Flush every commit to the disk before it counts, not only every `SYNC_SECONDS`.
 
         Raises:
             FileExistsError: Something is there already; it is left as it is.
@@ -164,18 +129,56 @@ class ZarrWriter:
         hold = None
         try:
             hold = take(fresh)
-            (fresh / "zarr.json").write_text(_root({**begun, "commit": stamp(0, {})}, []))
+            (fresh / "zarr.json").write_text(
+                _root(texts({**begun, "commit": stamp(0, {}, {})}), [])
+            )
             put_in_place(fresh, target)
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
             if hold is not None:
                 os.close(hold)
             raise
-        return cls(target, begun, hold)
+        return cls(target, begun, hold, durable)
+
+    @classmethod
+    def resume(
+        cls, run: LeftRun, step: int, attributes: Mapping[str, object], durable: bool = False
+    ) -> "ZarrWriter":
+        """Continue a run: rows of `step` and later are removed, and the next row may be that of `step`.
+
+        Readers see the shorter run at once; one that was opened before sees NaN where the rows were.
+
+        Args:
+            run: The run, held.
+            step: Where it goes on.
+            attributes: Root attributes to set.
+            durable: As in `create`.
+
+        Raises:
+            OSError: It could not be written. The run is as it was, or as it will be, and still held.
+        """
+        writer = cls(run.path, {**run.attributes, **to_json(attributes)}, run.hold, durable)
+        commit = run.attributes["commit"]
+        writer._seq, writer._generation = int(commit["seq"]), int(commit.get("generation", 0)) + 1
+        for name, stored in run.groups.items():
+            rows = int(np.searchsorted(stored.steps, step))
+            entry = _Entry(Table(stored.group), rows, dict(stored.fixed), dict(stored.arrays))
+            entry.table.last = int(stored.steps[rows - 1]) if rows else None
+            writer._entries[name] = entry
+        with writer._explained():
+            # The root first: whoever opens the run from here on looks for no row that is removed below.
+            writer._commit(writer._attributes, last=False, sync=True)
+            for name, stored in run.groups.items():
+                cut(run.path, stored, writer._entries[name].rows)
+        return writer
 
     def define(self, group: Group) -> None:
-        """Add a group, or variables and sites to one; see `Writer.define`."""
+        """Add a group, or variables and sites to one; see `protocol.Writer.define`."""
         self._check_place()
+        with self._explained():
+            self._define(group)
+
+    def _define(self, group: Group) -> None:
         entry = self._entries.get(group.name)
         if entry is None:
             table = Table(group)
@@ -196,47 +199,70 @@ class ZarrWriter:
         entry.table.extend(grown)
 
     def append(self, group: str, step: Steps, columns: Mapping[str, Floats]) -> None:
-        """Copy rows into the buffer; see `Writer.append`."""
+        """Copy rows into the buffer; see `protocol.Writer.append`."""
         self._check_open()
         defined({name: e.table for name, e in self._entries.items()}, group).append(step, columns)
 
     def update(self, **attributes: object) -> None:
-        """Set root attributes; see `Writer.update`."""
+        """Set root attributes; see `protocol.Writer.update`."""
         self._check_open()
-        self._attributes |= to_json(attributes)
+        self._attributes |= texts(attributes)
 
     def commit(self) -> None:
-        """Make everything appended visible, atomically; see `Writer.commit`."""
-        self._commit(self._attributes, last=False)
+        """Make everything appended visible, atomically; see `protocol.Writer.commit`."""
+        self._check_place()
+        with self._explained():
+            late = time.monotonic() - self._synced > SYNC_SECONDS
+            self._commit(self._attributes, last=False, sync=self._durable or late)
 
     def close(self, state: str, reason: str = "") -> None:
-        """Commit for the last time and let the store go; see `Writer.close`."""
+        """Commit for the last time and let the store go; see `protocol.Writer.close`."""
         if self._hold is None:
             return
-        self._commit({**self._attributes, **ending(state, reason)}, last=True)
+        ended = self._attributes | texts(ending(state, reason))
+        self._check_place()
+        with self._explained():
+            late = time.monotonic() - self._synced > SYNC_SECONDS
+            self._commit(ended, last=True, sync=late or self._durable or bool(self._mark))
         release(self._hold)
         self._hold = None
 
-    def _commit(self, attributes: Mapping[str, object], last: bool) -> None:
-        self._check_place()
+    def _commit(self, attributes: Mapping[str, str], last: bool, sync: bool) -> None:
         totals = {name: entry.write() for name, entry in self._entries.items()}
         for name, entry in self._entries.items():
             if last or entry.rolls(totals[name]):
                 for array in entry.arrays.values():
                     replace_file(self.path, array.folder / "zarr.json", array.text(totals[name]))
-        commit = stamp(self._seq + 1, {name: e.table.last for name, e in self._entries.items()})
+        if sync:
+            sync_since(self.path, self._mark)
+            self._durable_rows, self._synced = totals, time.monotonic()
+        last_steps = {name: entry.table.last for name, entry in self._entries.items()}
+        commit = stamp(self._seq + 1, last_steps, totals, self._durable_rows, self._generation)
         nodes = (
             f"{json.dumps(key)}: {text}"
             for name, entry in self._entries.items()
             for key, text in _nodes(name, entry, totals[name])
         )
-        root = _root({**attributes, "commit": commit}, nodes)
-        replace_file(self.path, self.path / "zarr.json", root)
+        root = self.path / "zarr.json"
+        text = _root({**attributes, **texts({"commit": commit})}, nodes)
+        replace_file(self.path, root, text, durable=sync)
         # Only now has anything happened: a commit that failed above is simply tried again.
         self._seq += 1
         for name, entry in self._entries.items():
             entry.rows, entry.grown = totals[name], False
             entry.table.clear()
+        if sync:
+            self._mark = root.stat().st_mtime_ns
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say of an error of the file system which run it meets, and what can be done."""
+        try:
+            yield
+        except OSError as error:
+            remedy = _REMEDIES.get(error.errno or 0, "see to the file system that holds it")
+            reason = f"the run cannot be written ({error.strerror or error}); {remedy}"
+            raise OSError(error.errno or errno.EIO, reason, str(self.path)) from error
 
     def _check_open(self) -> int:
         if self._hold is None:
@@ -249,10 +275,19 @@ class ZarrWriter:
             raise FileNotFoundError(errno.ENOENT, reason, str(self.path))
 
 
-def _root(attributes: Mapping[str, object], nodes: Iterable[str]) -> str:
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, the quota is used up",
+    errno.EROFS: "the file system is read-only, choose another place",
+    errno.EACCES: "make the directory writable, or choose another place",
+    errno.ENOENT: "something else removes files from it",
+}
+
+
+def _root(attributes: Mapping[str, str], nodes: Iterable[str]) -> str:
     return (
         '{"zarr_format": 3, "node_type": "group", '
-        f'"attributes": {json.dumps(attributes, allow_nan=False)}, '
+        f'"attributes": {{{", ".join(f"{json.dumps(k)}: {v}" for k, v in attributes.items())}}}, '
         '"consolidated_metadata": {"kind": "inline", "must_understand": false, '
         f'"metadata": {{{", ".join(nodes)}}}}}}}'
     )

@@ -1,0 +1,79 @@
+"""The directory of a run as zarr reads it: it tells values that are missing from files that have moved."""
+
+import errno
+import json
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import LocalStore
+
+from propkit.store.packing import grows, is_live
+
+
+class CompactedError(RuntimeError):
+    """The run was compacted since the dataset was opened: its chunks lie elsewhere."""
+
+
+class RunDirectory(LocalStore):
+    """A local store that refuses to take chunks for missing which were compacted meanwhile.
+
+    To zarr a chunk that is not there is full of NaN.
+    """
+
+    def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
+        super().__init__(root, read_only=read_only)
+        self._lengths: dict[str, int] = {}
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """What is under a key.
+
+        Raises:
+            CompactedError: It is a chunk of the layout that the run had before.
+            OSError: It is a chunk of the live layout, and not as long as it must be.
+        """
+        found = await super().get(key, prototype, byte_range)
+        if found is None and not key.endswith("zarr.json"):
+            self._check(key)
+        if found is not None and "/c." in key:
+            self._check_length(key, len(found))
+        return found
+
+    def _check_length(self, key: str, length: int) -> None:
+        array = key.rpartition("/")[0]
+        if array not in self._lengths:
+            node = json.loads(Path(self.root, array, "zarr.json").read_bytes())
+            if grows(node) and not is_live(node):  # compacted just now: the old chunks stay a while
+                return
+            chunk = prod(node["chunk_grid"]["configuration"]["chunk_shape"])
+            self._lengths[array] = (
+                chunk * np.dtype(node["data_type"]).itemsize if grows(node) else -1
+            )
+        expected = self._lengths[array]
+        if expected not in (-1, length):
+            reason = (
+                f"this chunk of the run {self.root} is damaged: expected {expected} bytes, found {length}; restore it "
+                "from a copy, or delete it and read its rows as NaN"
+            )
+            raise OSError(errno.EIO, reason, str(Path(self.root, key)))
+
+    def _check(self, key: str) -> None:
+        array, slash, _ = key.rpartition("/c/")
+        if not slash:
+            array = key.rpartition("/")[0]
+        try:
+            node = json.loads(Path(self.root, array, "zarr.json").read_bytes())
+        except (OSError, ValueError):
+            return
+        if grows(node) and is_live(node) == bool(slash):
+            raise CompactedError(
+                f"{self.root} was compacted since the dataset with {array} was opened, or is written again: "
+                "open it anew, run.refresh() does so"
+            )

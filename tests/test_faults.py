@@ -1,0 +1,182 @@
+"""What cannot be written: the training goes on, nothing is lost that need not be, and errors say what to do."""
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import propkit
+from propkit.notices import PropkitWarning
+from propkit.recording import outbox, patience
+from propkit.schema import Group, Variable
+from propkit.store import arrays
+from propkit.store.run import open as open_run
+from propkit.testing import mlp
+from tests.test_recovery import _fast_disk  # noqa: F401 - a fixture
+from tests.test_resume import Training
+from tests.test_writer import (
+    LOSS,
+    MOMENT,
+    block,
+    create,
+    failing,
+    fill,
+    small_chunks,  # noqa: F401 - a fixture
+)
+
+
+class FullDisk:
+    """Every write of rows fails while it is full."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.full = False
+        real = os.pwrite
+
+        def pwrite(*arguments):
+            if self.full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(*arguments)
+
+        monkeypatch.setattr(arrays.os, "pwrite", pwrite)
+
+
+def test_a_full_disk_loses_nothing_once_there_is_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(outbox, "FLUSH_ROWS", 2)
+    disk, training = FullDisk(monkeypatch), Training("mlp")
+    path = tmp_path / "run.zarr"
+    recorder = propkit.attach(training.model, path, probes="error_moment")
+    training.train(recorder, 4)
+    recorder.flush()
+    disk.full = True
+    with pytest.warns(PropkitWarning, match=r"No space left.*free some space.*run\.zarr") as said:  # noqa: PT031
+        training.train(recorder, 6)
+        recorder.flush()
+    assert len(said) == 1
+    assert propkit.open(path)["error_moment"].sizes["step"] == 4
+    disk.full = False
+    training.train(recorder, 4)
+    recorder.detach()
+    run = propkit.open(path)
+    assert run.state == "complete"
+    assert run["error_moment"].step.values.tolist() == list(range(14))
+    assert run["log"].loss.notnull().all()
+    assert any("No space left" in note for note in run.attributes["notes"])
+    twin = Training("mlp")
+    with propkit.attach(twin.model, probes="error_moment") as other:
+        twin.train(other, 14)
+    np.testing.assert_array_equal(run["error_moment"].output, other.run["error_moment"].output)
+
+
+def test_whatever_fails_is_done_later_in_order(tmp_path, small_chunks):  # noqa: F811
+    for calls in range(200):
+        writer = create(tmp_path / f"{calls}.zarr")
+        patient = patience.PatientWriter(writer)
+        with failing(after=calls) as disk:
+            patient.define(LOSS)
+            patient.define(MOMENT)
+            fill(patient, range(5))
+            patient.commit()
+            patient.append("log", np.arange(3), {"loss": np.arange(3.0)})
+            patient.define(Group("log", (Variable("accuracy"),)))
+            patient.append("log", np.arange(3, 12), {"accuracy": np.arange(9.0)})
+            patient.commit()
+        assert (patient.trouble is None) == (disk.left >= 0)
+        patient.commit()
+        assert patient.trouble is None
+        run = open_run(writer.path)
+        np.testing.assert_array_equal(run["error_moment"].output, block(range(5)))
+        np.testing.assert_array_equal(run["log"].step, range(12))
+        np.testing.assert_array_equal(run["log"].accuracy, [np.nan] * 3 + [*range(9)])
+        patient.close("complete")
+        if disk.left >= 0:
+            break
+    assert calls > 30
+
+
+def test_a_disk_that_stays_full_ends_the_recording_not_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(outbox, "FLUSH_ROWS", 2)
+    monkeypatch.setattr(patience, "HELD_BYTES", 200)
+    disk, training = FullDisk(monkeypatch), Training("mlp")
+    recorder = propkit.attach(training.model, tmp_path / "run.zarr", probes="error_moment")
+    disk.full = True
+    with pytest.warns(PropkitWarning) as said:  # noqa: PT031
+        training.train(recorder, 20)
+        recorder.detach()
+    texts = [str(w.message) for w in said]
+    assert sum("recording ended at step" in text for text in texts) == 1
+    assert len(texts) <= 3, texts
+    assert propkit.open(tmp_path / "run.zarr").state == "running"
+
+
+def test_a_strict_recording_raises_in_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(outbox, "FLUSH_ROWS", 2)
+    disk, training = FullDisk(monkeypatch), Training("mlp")
+    path = tmp_path / "run.zarr"
+    recorder = propkit.attach(training.model, path, probes="error_moment", strict=True)
+    training.train(recorder, 4)
+    recorder.flush()
+    disk.full = True
+    with (  # noqa: PT012, PT031 - in whichever step it shows
+        pytest.raises(OSError, match=r"No space left.*free some space.*run\.zarr"),
+        pytest.warns(PropkitWarning, match="could not be closed"),
+    ):
+        for _ in range(10):
+            training.train(recorder, 1)
+            recorder.flush()
+    training.train(recorder, 1)  # it is over
+    assert propkit.open(path)["error_moment"].sizes["step"] == 4
+
+
+def test_errors_name_the_path_and_the_remedy(tmp_path, monkeypatch):
+    model = mlp()
+    file = tmp_path / "file"
+    file.write_text("thesis")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    newer = tmp_path / "newer.zarr"
+    create(newer, schema_version=99, propkit_version="9.0").close("complete")
+    damaged = tmp_path / "damaged.zarr"
+    writer = create(damaged)
+    writer.define(LOSS)
+    writer.append("log", np.arange(3), {"loss": np.arange(3.0)})
+    writer.close("complete")
+    (damaged / "log/step/c.0").write_bytes(b"12345")
+    for path, kind, words in (
+        (file, ValueError, "is a file, not the directory of a run"),
+        (folder, ValueError, "is not a propkit run"),
+        (newer, ValueError, "pip install --upgrade propkit"),
+        (damaged, OSError, "the steps of its 3 rows are damaged"),
+    ):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(kind, match=words) as error:
+            propkit.attach(model, path, probes="weight", resume=True)
+        assert str(path) in str(error.value)
+        assert sorted(tmp_path.rglob("*")) == before
+
+    def read_only(self, *arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    with pytest.raises(OSError, match=r"Read-only file system\); choose another place.*new\.zarr"):
+        propkit.attach(model, tmp_path / "new.zarr", probes="weight")
+    with pytest.raises(FileExistsError, match=r"resume=True|overwrite=True"):
+        propkit.attach(model, newer, probes="weight")
+
+
+@pytest.mark.parametrize("length", [0, 100, 10**6])
+def test_a_damaged_chunk_is_named(tmp_path, length):
+    writer = create(tmp_path / "run.zarr")
+    writer.define(MOMENT)
+    fill(writer, range(3))
+    writer.close("complete")
+    chunk = writer.path / "error_moment/output/c.0.0"
+    run = open_run(writer.path)
+    assert run["error_moment"].output.notnull().all()
+    os.truncate(chunk, length)
+    with pytest.raises(OSError, match=r"damaged: expected \d+ bytes.*restore.*c\.0\.0"):
+        open_run(writer.path)["error_moment"].output.load()
+    assert open_run(writer.path)["error_moment"].input.notnull().all()  # the rest can be read
+    chunk.unlink()
+    assert open_run(writer.path)["error_moment"].output.isnull().all()
