@@ -189,11 +189,10 @@ def _configure_repair(parser: argparse.ArgumentParser) -> None:
 def _run_repair(arguments: argparse.Namespace) -> int:
     from propkit.store.repair import repair
 
-    for path in arguments.runs:
-        try:
-            print(repair(path))
-        except (OSError, ValueError) as error:
-            raise UsageError(str(error)) from None
+    try:
+        print(*map(repair, arguments.runs), sep="\n")
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error)) from None
     return 0
 
 

@@ -18,8 +18,8 @@ from typing import Any, Literal, get_args, overload
 
 from torch import nn
 
+from propkit.axes import check_axes
 from propkit.schedules import Schedule, as_schedule
-from propkit.schema import COORDINATES, ROW_SIZE, SITE, SITE_INDEX, STEP
 
 Reduction = Literal["mean", "sum", "norm", "max", "min"]
 Function = Callable[..., Any]
@@ -143,7 +143,7 @@ class Probe:
 
         def add(function: Function) -> Function:
             new = _measurement(function, units, reduce, degree, dims, coords, dtype, once)
-            _check_axes([*self.measurements, new])
+            check_axes([*self.measurements, new])
             self.measurements.append(new)
             return function
 
@@ -230,7 +230,7 @@ def probe(
 
     def make(function: Function) -> Probe:
         measurement = _measurement(function, units, reduce, degree, dims, coords, dtype, once)
-        _check_axes([measurement])
+        check_axes([measurement])
         return Probe(name or function.__name__, sites, reference, [measurement], every)
 
     return make if function is None else make(function)
@@ -278,29 +278,3 @@ def _measurement(
         if kind not in ("float32", "float64"):
             raise ValueError(f"dtype={kind!r}: expected 'float32' or 'float64'")
     return Measurement(function, signals, units, reduce, degree, dims, fixed, dtype, once)
-
-
-def _check_axes(measurements: Sequence[Measurement]) -> None:
-    """Refuse dimensions that one group cannot have."""
-    name = measurements[-1].function.__name__
-    taken = {STEP, SITE, ROW_SIZE, SITE_INDEX, *COORDINATES}
-    found: dict[str, tuple[float, ...] | None] = {}
-    for m in measurements:
-        for variable, dim in m.dims.items():
-            if dim in taken or dim in m.dims or not dim.isidentifier():
-                raise ValueError(
-                    f"probe function {name!r}: {variable!r} cannot lie along {dim!r}; give the dimension a name that "
-                    f"is a Python identifier, no variable and none of {', '.join(sorted(taken))}"
-                )
-            if found.setdefault(dim, m.coords.get(dim)) != m.coords.get(dim):
-                raise ValueError(
-                    f"probe function {name!r}: dimension {dim!r} has two sets of coords in one probe"
-                )
-            if not m.coords.get(dim, (0.0,)):
-                raise ValueError(f"probe function {name!r}: coords[{dim!r}] is empty")
-    ragged = [dim for dim, values in found.items() if values is None]
-    if len(ragged) > 1:
-        raise ValueError(
-            f"probe function {name!r}: one ragged dimension per probe, found {', '.join(ragged)}; give coords to the "
-            "others, or make another probe of them"
-        )
