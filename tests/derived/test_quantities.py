@@ -92,8 +92,6 @@ def test_filter_correlation_by_layer() -> None:
 
 def test_normalized_mean_activation() -> None:
     run, oracles, _ = recorded()
-    if "mean_abs" not in run["activation"]:
-        pytest.skip("the probe 'activation' does not record 'mean_abs'")
     found = run.derived.normalized_mean_activation(include_parametric=True)
     np.testing.assert_allclose(found.max("site"), 1.0)
     layers = run.derived.normalized_mean_activation()
