@@ -114,7 +114,7 @@ class _Arrivals:
         self,
         key: Key,
         measurement: Measurement,
-        value: torch.Tensor,  # noqa: ARG002 - the signature of `propkit.hooks.taps.Receiver`
+        value: float | torch.Tensor,  # noqa: ARG002 - the signature of `propkit.hooks.taps.Receiver`
         weight: float | torch.Tensor,  # noqa: ARG002
         origin: int,  # noqa: ARG002
     ) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, overload
 
+import torch
 from torch import nn
 
 from propkit.axes import check_axes
@@ -107,8 +108,11 @@ class Probe:
     every: int | Schedule | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Value of the probe's first function."""
-        return self.measurements[0].function(*args, **kwargs)
+        """Value of the probe's first function; numbers as 0-d tensors, float64."""
+        value = self.measurements[0].function(*args, **kwargs)
+        if isinstance(value, dict):
+            return {name: _tensor(v) for name, v in value.items()}
+        return _tensor(value)
 
     def __repr__(self) -> str:
         signals = sorted({s for m in self.measurements for s in m.signals})
@@ -278,3 +282,7 @@ def _measurement(
         if kind not in ("float32", "float64"):
             raise ValueError(f"dtype={kind!r}: expected 'float32' or 'float64'")
     return Measurement(function, signals, units, reduce, degree, dims, fixed, dtype, once)
+
+
+def _tensor(value: Any) -> Any:
+    return torch.tensor(value, dtype=torch.float64) if isinstance(value, float) else value

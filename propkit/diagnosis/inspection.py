@@ -88,7 +88,7 @@ class Inspector:
     @staticmethod
     def _look(facts: Facts) -> Any:
         def look(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:  # noqa: ARG001 - hook signature
-            if transformed():
+            if transformed() is not None:
                 facts.transformed = True
                 return
             if backward_pass() != -1:

@@ -66,17 +66,18 @@ class Collector:
         self,
         key: Key,
         measurement: Measurement,
-        value: torch.Tensor,
+        value: float | torch.Tensor,
         weight: float | torch.Tensor,
         origin: int,
     ) -> None:
         """Keep one value; what an optimiser's step would change is not measured."""
         if "update" not in measurement.signals:
             self.measured.add((key.probe, key.variable, _name(key.site, key.call)))
-            length = len(value) if value.ndim else None
-            slot = self._layout.slot(key, measurement, length)
-            if value.ndim:
+            length = None
+            if isinstance(value, torch.Tensor) and value.ndim:
+                length = len(value)
                 value = own_copy(value, measurement.dtype_of(key.variable))
+            slot = self._layout.slot(key, measurement, length)
             self._observed.append(Observation(slot, value, weight, origin))
 
     def loss_scale(self) -> torch.Tensor | None:

@@ -16,12 +16,20 @@ def empty_buffer(rules: Sequence[str], device: torch.device) -> torch.Tensor:
 
 
 def fold(
-    buffer: torch.Tensor, rules: Sequence[str], values: Sequence[torch.Tensor], elements: int
+    buffer: torch.Tensor,
+    rules: Sequence[str],
+    values: Sequence[float | torch.Tensor],
+    elements: int,
 ) -> torch.Tensor:
-    """What the buffer holds with one more value of each variable, 0-d, which stands for so many elements."""
+    """What the buffer holds with one more value of each variable, 0-d, which stands for so many elements.
+
+    Where a traced hook runs in eager PyTorch after all, a value may be a number.
+    """
     result = []
     for i, rule in enumerate(rules):
-        value, held = values[i].to(buffer.device, buffer.dtype), buffer[i]
+        number, held = values[i], buffer[i]
+        known = number if isinstance(number, torch.Tensor) else buffer.new_tensor(number)
+        value = known.to(buffer.device, buffer.dtype)
         if rule == "max":
             result.append(torch.maximum(held, value))
         elif rule == "min":

@@ -4,7 +4,6 @@ A forward hook hands a site's tensors on at once and puts *tensor* hooks on them
 nothing is kept, no full backward hook is used (they break on in-place activations), the graph is not edited.
 """
 
-import functools
 from collections.abc import Collection
 from typing import Any, Protocol
 
@@ -28,14 +27,11 @@ class Switchboard(Protocol):
     origin: int
     compiled: Compiled
     discovering: bool
+    idle: bool  # nothing is measured in this step
 
     @property
     def stepping(self) -> bool:
         """Whether the weights may change from now on without another word."""
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is measured in this step."""
 
     def expect_parts(self) -> None:
         """A site is called: be ready for a part of the model that is called by itself."""
@@ -103,7 +99,7 @@ class SiteTap:
         if self.taps.idle or not self.both_ends:
             return
         try:
-            if transformed():
+            if transformed() is not None:
                 self.taps.skipped_transforms += 1
                 return
             call = self._enter()
@@ -126,7 +122,7 @@ class SiteTap:
         if self.taps.idle:
             return
         try:
-            if transformed() or (self.both_ends and not self.open):
+            if transformed() is not None or (self.both_ends and not self.open):
                 return
             call = self.open.pop() if self.open else self._enter()
             returned = first_tensor(result)
@@ -221,7 +217,7 @@ class _Call:
         self.recomputing = recomputing
         self.origin = tap.taps.origin
         self.received: torch.Tensor | None = None
-        self._waiting: dict[Listener, dict[str, torch.Tensor]] = {}
+        self._waiting: dict[Listener, dict[str, torch.Tensor]] | None = None
 
     def follow(self, signal: str, tensor: torch.Tensor, inputs: Any = ()) -> None:
         """Offer the gradient with respect to `tensor` when it arrives."""
@@ -230,14 +226,15 @@ class _Call:
         # A checkpoint that is not reentrant recomputes values for the first graph, whose tensors have their hooks.
         if self.recomputing and self.tap.direct == self.tap.calls:
             return
-        handle = on_gradient(tensor, functools.partial(self._arrived, signal), inputs)
+        handle = on_gradient(tensor, self, signal, inputs)
         if handle is not None:  # one per call of the site, however many forwards a step has
             old = self.tap.leaves.pop((signal, self.number), None)
             if old is not None:
                 old.remove()
             self.tap.leaves[signal, self.number] = handle
 
-    def _arrived(self, signal: str, grad: torch.Tensor) -> None:
+    def arrived(self, signal: str, grad: torch.Tensor) -> None:
+        """A gradient has come."""
         try:
             if self.number < 0:
                 self.tap.number_recomputed()
@@ -247,16 +244,19 @@ class _Call:
 
     def offer(self, signal: str, tensor: torch.Tensor) -> None:
         """A signal is there: run the functions that have waited for it."""
-        listeners = self.tap.hearing.get(signal)
+        listeners = self.tap.hearing[signal]
         if not listeners:
             return
-        tensor = tensor.detach()
+        if tensor.requires_grad:
+            tensor = tensor.detach()
         for listener in listeners:
             if self.recomputing and listener.of_forward:
                 continue  # a recomputed forward repeats statistics that the first one gave
-            if len(listener.needed) == 1:
+            if listener.alone:
                 listener.hear({signal: tensor}, self.number, self.origin)
                 continue
+            if self._waiting is None:
+                self._waiting = {}
             waiting = self._waiting.setdefault(listener, {})
             # A later operation may change a forward tensor in place; autograd never changes a gradient that is held.
             waiting[signal] = tensor.clone() if signal in FORWARD else tensor

@@ -22,7 +22,7 @@ from propkit.hooks.buffers import Buffers
 from propkit.hooks.cache import GraphCache
 from propkit.hooks.hook import Hook, NoticedHook
 from propkit.hooks.numbering import Numbering
-from propkit.hooks.signals import transformed
+from propkit.hooks.signals import hand_on, transformed
 from propkit.hooks.traceable import check_traceable, operator_around
 from propkit.hooks.traced import SiteHook
 from propkit.hooks.values import GRADIENTS, OF_A_CALL, TRAINING, Key, end_of
@@ -71,9 +71,9 @@ class Compiled:
 
     def listen(self) -> None:
         """Be told before anything is traced."""
-        for hook in (Hook, NoticedHook, SiteHook):
+        for function in (Hook.__call__, NoticedHook.__call__, SiteHook.__call__, hand_on):
             # Traced as part of a graph, but no graph of its own: between graphs they are called as in eager PyTorch.
-            torch._dynamo.eval_frame.skip_code(hook.__call__.__code__)
+            torch._dynamo.eval_frame.skip_code(function.__code__)
         callbacks = torch._dynamo.callback.callback_handler
         if self._compiling not in callbacks.start_callbacks:
             callbacks.start_callbacks.append(self._compiling)
@@ -161,7 +161,7 @@ class Compiled:
 
     def arrive(self, hook: SiteHook, shape: str) -> int:
         """A traced call reaches one end of a site: its number in the forward, -1 in a `torch.func` transform."""
-        if transformed():
+        if transformed() is not None:
             self._taps.skipped_transforms += 1
             return -1
         if not self._measures:

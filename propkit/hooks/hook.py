@@ -10,18 +10,25 @@ exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: 
 """Whether the trace under way is an export's."""
 
 
+compiler_callback: Callable[[], Any] = getattr(
+    torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: True
+)
+"""Gives None where no compiler looks at the frames that are entered; keeping it away costs time for nothing there."""
+
+
 class Hook:
     """A module hook for eager calls; in a graph that is being traced it does nothing."""
 
     def __init__(self, function: Callable[..., None]) -> None:
-        self.function = torch.compiler.disable(function)  # not compiled by itself either
+        self.function = function
+        self.uncompiled = torch.compiler.disable(function)
         self.traced = False
         """Whether it is part of a graph, which is guarded by it from then on."""
 
     def __call__(self, *args: Any) -> None:
         """Call the function, unless a graph is being traced or exported."""
         if not torch.compiler.is_compiling():
-            self.function(*args)
+            (self.function if compiler_callback() is None else self.uncompiled)(*args)
         elif torch.compiler.is_dynamo_compiling() and not exporting():
             self.notice(torch.is_grad_enabled())
 

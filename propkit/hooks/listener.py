@@ -29,6 +29,7 @@ class Listener:
         of_forward: Whether they are all there when the module returns.
         of_function: Whether it needs the module as a map.
         of_update: Whether it needs the change of the weight in a step.
+        alone: The one signal that it waits for, ``""`` if there are several or none.
     """
 
     def __init__(self, probe: Probe, measurement: Measurement, site: Site, taps: Switches) -> None:
@@ -38,11 +39,13 @@ class Listener:
         self.of_forward = self.needed <= FORWARD
         self.of_function = "function" in self.needed
         self.of_update = "update" in measurement.signals
+        self.alone = next(iter(self.needed)) if len(self.needed) == 1 else ""
         self._of_module = tuple(s for s in measurement.signals if s in ("module", "weight"))
         self._gradients = tuple(s for s in measurement.signals if s.startswith("grad_"))
         self._site = site
         self._taps = taps
         self._keys: dict[tuple[str, int], Key] = {}
+        self._on_host: bool | None = None  # where numbers cost no wait; not known yet
         self._heard: set[tuple[object, ...]] = set()  # in this step, of what is measured once
 
     def hear(self, signals: Mapping[str, torch.Tensor], call: int, origin: int) -> None:
@@ -78,15 +81,30 @@ class Listener:
         self._heard.clear()
 
     def _call(self, signals: Mapping[str, Any], call: int, origin: int) -> None:
-        arguments = self._arguments(signals)
+        # One frame for the common case: in a real step every line here is fetched from memory anew.
+        whole = self._of_module or self.of_function
+        arguments = self._arguments(signals) if whole else signals
         if arguments is None:
             return
-        elements = next((t.numel() for n, t in signals.items() if n in FORWARD | GRADIENTS), 1)
-        with _nothing_else():
-            values = self._unscaled(arguments)
+        elements = signals[self.alone].numel() if self.alone in signals else _elements(signals)
+        scale = self._taps.receiver.loss_scale() if self._gradients else None
+        if scale is not None or _autocasts():
+            values = self._without_context(arguments, scale)
+        elif torch.is_grad_enabled():
+            torch._C._set_grad_enabled(
+                False
+            )  # `torch.no_grad()` takes longer than some of the functions
+            try:
+                values = self.measurement.function(**arguments)
+            finally:
+                torch._C._set_grad_enabled(True)
+        else:
+            values = self.measurement.function(**arguments)
         if not isinstance(values, dict):
             values = {self.measurement.function.__name__: values}
         for variable, value in values.items():
+            if type(value) is float and self._on_host is None:
+                self._on_host = all(t.is_cpu for t in signals.values() if hasattr(t, "is_cpu"))
             self._receive(variable, value, call, elements, origin)
 
     def _arguments(self, signals: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
@@ -106,7 +124,9 @@ class Listener:
 
     def _receive(self, variable: str, value: Any, call: int, elements: int, origin: int) -> None:
         ndim = 1 if variable in self.measurement.dims else 0
-        if not isinstance(value, torch.Tensor) or value.ndim != ndim:
+        if type(value) is float and self._on_host and not ndim:
+            pass
+        elif not isinstance(value, torch.Tensor) or value.ndim != ndim:
             is_tensor = isinstance(value, torch.Tensor)
             found = f"shape {tuple(value.shape)}" if is_tensor else repr(value)
             hint = (
@@ -122,12 +142,20 @@ class Listener:
             key = self._keys[variable, call] = Key(self.probe, variable, self._site.name, call)
         self._taps.receiver.receive(key, self.measurement, value, elements, origin)
 
-    def _unscaled(self, arguments: dict[str, Any]) -> Any:
-        """The function's values, without the scale of the loss (gradients of a scaled loss are scaled like it)."""
+    def _without_context(self, arguments: Mapping[str, Any], scale: torch.Tensor | None) -> Any:
+        """The function's values, without gradients, autocast and the scale of the loss."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            for device in _AUTOCAST:
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            if scale is None:
+                return self.measurement.function(**arguments)
+            return self._unscaled(dict(arguments), scale)
+
+    def _unscaled(self, arguments: dict[str, Any], scale: torch.Tensor) -> Any:
+        """The function's values; gradients of a scaled loss are scaled like it."""
         m = self.measurement
-        scale = self._taps.receiver.loss_scale() if self._gradients else None
-        if scale is None:
-            return m.function(**arguments)
         if m.degree is None:
             for name in self._gradients:
                 grad = arguments[name]
@@ -136,20 +164,25 @@ class Listener:
             return m.function(**arguments)
         values = m.function(**arguments)
         if not isinstance(values, dict):
-            return values / scale.to(values.device, values.dtype) ** m.degree
-        return {k: v / scale.to(v.device, v.dtype) ** m.degree for k, v in values.items()}
+            return _divide(values, scale, m.degree)
+        return {k: _divide(v, scale, m.degree) for k, v in values.items()}
 
 
-def _nothing_else() -> Any:
-    """A context without gradients and without autocast; entering one that changes nothing is saved."""
-    autocast = [d for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
-    if not (autocast or torch.is_grad_enabled()):
-        return _NOTHING
-    stack = contextlib.ExitStack()
-    stack.enter_context(torch.no_grad())
-    for device in autocast:
-        stack.enter_context(torch.autocast(device, enabled=False))
-    return stack
+def _divide(value: Any, scale: torch.Tensor, degree: int) -> Any:
+    if isinstance(value, torch.Tensor):
+        scale = scale.to(value.device, value.dtype)
+    elif isinstance(value, float):
+        value, scale = torch.tensor(value, dtype=torch.float64), scale.to("cpu", torch.float64)
+    return value / scale**degree
 
 
-_NOTHING = contextlib.nullcontext()
+_AUTOCAST = ("cpu", "cuda")
+
+
+def _autocasts() -> bool:
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+
+
+def _elements(signals: Mapping[str, Any]) -> int:
+    """Number of elements of the first signal that is a tensor of a call; 1 without."""
+    return next((t.numel() for n, t in signals.items() if n in FORWARD | GRADIENTS), 1)

@@ -3,11 +3,18 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-Deliver = Callable[[torch.Tensor], None]
+from propkit.hooks.hook import compiler_callback
+
+
+class Receiver(Protocol):
+    """Takes gradients (a call of a site does)."""
+
+    def arrived(self, signal: str, grad: torch.Tensor) -> None:
+        """The gradient that was asked for as `signal`."""
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -44,20 +51,17 @@ def first_tensor(value: Any) -> torch.Tensor | None:
     return None
 
 
-def backward_pass() -> int:
-    """Number of the backward pass that runs in this thread, -1 outside one."""
-    return torch._C._current_graph_task_id()
+backward_pass: Callable[[], int] = torch._C._current_graph_task_id
+"""Number of the backward pass that runs in this thread, -1 outside one."""
 
-
-def transformed() -> bool:
-    """Whether a `torch.func` transform (grad, vmap, ...) is tracing: its tensors cannot be read."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+transformed: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+"""The `torch.func` transform (grad, vmap, ...) that is tracing, whose tensors cannot be read; None if none is."""
 
 
 def on_gradient(
-    tensor: torch.Tensor, deliver: Deliver, inputs: Any = ()
+    tensor: torch.Tensor, receiver: Receiver, signal: str, inputs: Any = ()
 ) -> torch.utils.hooks.RemovableHandle | None:
-    """Call `deliver` with the gradient with respect to `tensor` in every backward pass that reaches it.
+    """Hand `receiver` the gradient with respect to `tensor` in every backward pass that reaches it.
 
     A tensor hook sees the whole gradient, summed over all consumers, also where a later operation changes the tensor in
     place. One case loses it: an output that is a view (a linear layer's on 3-D input) and is changed in place.
@@ -72,7 +76,7 @@ def on_gradient(
     """
     if not tensor.requires_grad:
         return None
-    at_tensor = functools.partial(_hand_on, deliver)
+    at_tensor = functools.partial(hand_on, receiver, signal)
     if tensor.is_leaf:
         handle: torch.utils.hooks.RemovableHandle = tensor.register_hook(at_tensor)
         return handle
@@ -87,7 +91,7 @@ def on_gradient(
     ):
         tensor.register_hook(at_tensor)
         return None
-    view = _View(deliver, tensor, base)
+    view = _View(receiver, signal, tensor, base)
     tensor.register_hook(functools.partial(_at_view, view))
     base.register_hook(functools.partial(_at_base, view))
     return None
@@ -96,8 +100,10 @@ def on_gradient(
 class _View:
     """A tensor that is a view of all elements of its base: its gradient, wherever it arrives."""
 
-    def __init__(self, deliver: Deliver, tensor: torch.Tensor, base: torch.Tensor) -> None:
-        self.deliver = deliver
+    def __init__(
+        self, receiver: Receiver, signal: str, tensor: torch.Tensor, base: torch.Tensor
+    ) -> None:
+        self.deliver = functools.partial(receiver.arrived, signal)
         self.seen: set[int] = set()  # backward passes in which it arrived at the view
         self.size, self.stride = tensor.size(), tensor.stride()
         self.offset = tensor.storage_offset() - base.storage_offset()
@@ -115,10 +121,19 @@ class _View:
 # Not compiled where a compiled training step calls them; one wrapper for all tensors, since making one takes time.
 
 
+def hand_on(receiver: Receiver, signal: str, grad: torch.Tensor | None) -> None:
+    """Tell the receiver: what a hook on a tensor does."""
+    if grad is None:
+        return
+    if compiler_callback() is None:
+        receiver.arrived(signal, grad)
+    else:
+        _arrived_uncompiled(receiver, signal, grad)
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _hand_on(deliver: Deliver, grad: torch.Tensor | None) -> None:
-    if grad is not None:
-        deliver(grad)
+def _arrived_uncompiled(receiver: Receiver, signal: str, grad: torch.Tensor) -> None:
+    receiver.arrived(signal, grad)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

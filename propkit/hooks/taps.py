@@ -55,8 +55,10 @@ class Taps:
         self._before_step = BeforeStep(model, self._keep_weights)
         if any(listener.of_update for tap in self.sites for listener in tap.all):
             self._before_step.listen()
+        self._trained: set[tuple[str, int]] = set()  # places that a forward with gradients gave
         self._handles: dict[Hook, torch.utils.hooks.RemovableHandle] = {}
         self._active: frozenset[str] = frozenset()
+        self.idle = True  # nothing is measured in this step
 
     def install(self, probes: Collection[str]) -> None:
         """Measure `probes` from now on: put in the hooks that they need, take out the others."""
@@ -64,7 +66,7 @@ class Taps:
         self.compiled.listen()
         if active == self._active:
             return
-        self._active = active
+        self._active, self.idle = active, not active
         for tap in self.sites:
             tap.activate(active)
         self.compiled.begin(active)
@@ -87,7 +89,7 @@ class Taps:
 
     def remove(self) -> None:
         """Take out every hook; gradients that are still to come are ignored."""
-        self._active = frozenset()
+        self._active, self.idle = frozenset(), True
         self.compiled.close()
         self._before_step.remove()
         self._put_in(())
@@ -121,11 +123,6 @@ class Taps:
             self._by_hand = not has_optimizer(self.model)
         return self._by_hand or self._in_step
 
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is measured in this step."""
-        return not self._active
-
     def is_active(self, probe: str) -> bool:
         """Whether the probe is measured in this step."""
         return probe in self._active and probe not in self.disabled
@@ -140,6 +137,10 @@ class Taps:
     def visit(self, site: str, call: int, input_shape: str, output_shape: str) -> None:
         """Note where in the network a call is (first observed step only)."""
         if self.discovering:
+            if self.origin == TRAINING:
+                self._trained.add((site, call))
+            elif (site, call) in self._trained:
+                return  # an evaluation has other batches than those that are measured
             first = self.places.get((site, call), Place(len(self.places), 0, "", ""))
             # A network may leave layers out in some steps: the deepest that a call was is where it belongs.
             depth = max(first.depth, self.depth)

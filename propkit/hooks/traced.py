@@ -15,7 +15,7 @@ from torch import nn
 from torch.fx.experimental.symbolic_shapes import has_static_value
 
 from propkit.hooks.accumulators import fold
-from propkit.hooks.hook import Hook, exporting
+from propkit.hooks.hook import Hook, compiler_callback, exporting
 from propkit.hooks.signals import first_tensor
 from propkit.hooks.values import end_of
 from propkit.probe import Measurement
@@ -77,7 +77,8 @@ class SiteHook(Hook):
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, *result: Any) -> Any:
         """Eager, traced or, in an export and without gradients, nothing."""
         if not torch.compiler.is_compiling():
-            return self.function(module, args, kwargs, *result)
+            function = self.function if compiler_callback() is None else self.uncompiled
+            return function(module, args, kwargs, *result)
         if (
             torch.compiler.is_dynamo_compiling()
             and not exporting()

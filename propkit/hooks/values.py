@@ -41,11 +41,11 @@ class Receiver(Protocol):
         self,
         key: Key,
         measurement: Measurement,
-        value: torch.Tensor,
+        value: float | torch.Tensor,
         weight: float | torch.Tensor,
         origin: int,
     ) -> None:
-        """One value of one call: 0-d, on the model's device."""
+        """One value of one call: 0-d or 1-d, on the model's device; or a number, of a model on the CPU."""
 
     def loss_scale(self) -> torch.Tensor | None:
         """What the loss of the running backward pass is multiplied by, 0-d on any device; None for 1."""

@@ -1,52 +1,95 @@
 """Reductions that every probe shares: exact for any dtype and size, one pass over the data."""
 
+import math
 import weakref
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
-_TINY, _HUGE = 1e-14, 1e16
-"""Norms beyond which squares may have been lost in float32."""
+T = TypeVar("T", float, torch.Tensor)
+
+_TINY, _HUGE = 1e-28, 1e32
+"""Sums of squares beyond which squares may have been lost in float32."""
 _BLOCK = 1 << 15
-"""Elements that one float32 accumulator may sum; its error is below 1e-6 up to 2^17."""
+"""Elements that one float32 accumulator of a reduction may sum; its error is below 1e-6 up to 2^17."""
+_DOT = 1 << 17
+"""The same for a dot product, which has several accumulators: it errs less than a reduction over `_BLOCK`."""
 
 
-_last: tuple[weakref.ref[torch.Tensor], int, torch.Tensor] | None = None
-"""The tensor whose norm was taken last, its version, and the norm: several probes ask for that of one signal."""
+_last: tuple[weakref.ref[torch.Tensor], int, float | torch.Tensor] | None = None
+"""The tensor that was summed last, its version, and the sum: several probes ask for that of one signal."""
 
 
 def frobenius_norm(x: torch.Tensor) -> torch.Tensor:
     """Frobenius norm of `x` (any shape and floating or complex dtype), 0-d, float64.
 
-    ``vector_norm`` runs at memory speed, but accumulates naively in float32 on a CPU: so norms are taken over
-    blocks, and their norm in float64. Half-precision values are never squared as they are. Squares that float32 does
+    Both dot products and norms run at memory speed, but accumulate naively in float32 on a CPU: so they are taken over
+    blocks, and summed in float64. Half-precision values are never squared as they are. Squares that float32 does
     not hold (of values below 1e-19 or above 1e19) are taken in float64 on a CPU, where looking at the result costs
     little; on other devices they are lost.
     """
-    global _last
     if torch.compiler.is_compiling():
         return _square_sum_in_a_graph(x).sqrt()
-    known = _last
-    if known is not None and known[0]() is x and known[1] == x._version:
-        return known[2]
-    norm = _norm(x)
-    if x.device.type == "cpu" and not _TINY < norm.item() < _HUGE and x.dtype != torch.float64:
-        norm = _norm(x.to(torch.complex128 if x.is_complex() else torch.float64))
-    if not x.is_inference():  # which has no version
-        _last = weakref.ref(x), x._version, norm
-    return norm
+    if x.is_cpu:
+        return torch.scalar_tensor(math.sqrt(_remembered(x, _squares_on_cpu)), dtype=torch.float64)
+    return _remembered(x, _norm)
 
 
 def square_sum(x: torch.Tensor) -> torch.Tensor:
     """Sum of squares of all elements of `x`, 0-d, float64; see `frobenius_norm`."""
     if torch.compiler.is_compiling():
         return _square_sum_in_a_graph(x)
+    if x.is_cpu:
+        return torch.scalar_tensor(_remembered(x, _squares_on_cpu), dtype=torch.float64)
     return frobenius_norm(x).square()
 
 
 def mean_square(x: torch.Tensor) -> torch.Tensor:
     """Mean of squares of all elements of `x`, 0-d, float64; NaN for an empty tensor."""
+    value = mean_square_at_once(x)
+    if isinstance(value, torch.Tensor):
+        return value
+    return torch.scalar_tensor(value, dtype=torch.float64)
+
+
+def mean_square_at_once(x: torch.Tensor) -> float | torch.Tensor:
+    """The same; a number if `x` is on the CPU, where one more tensor takes longer than a small layer's product."""
+    if not x.is_cpu or torch.compiler.is_compiling():
+        n = x.numel()
+        return square_sum(x) / n if n else x.new_full((), math.nan, dtype=wide(x))
     n = x.numel()
-    return square_sum(x).div_(n) if n else x.new_full((), float("nan"), dtype=wide(x))
+    return _remembered(x, _squares_on_cpu) / n if n else math.nan
+
+
+def _remembered(x: torch.Tensor, reduce: Callable[[torch.Tensor], T]) -> T:
+    """What `reduce` gives for `x`, unless that was asked for last."""
+    global _last
+    known = _last
+    if known is not None and known[0]() is x and known[1] == x._version:
+        return known[2]  # type: ignore[return-value]  # one function per device
+    value = reduce(x)
+    if not x.is_inference():  # which has no version
+        _last = weakref.ref(x), x._version, value
+    return value
+
+
+def _squares_on_cpu(x: torch.Tensor) -> float:
+    """Sum of squares, as a number."""
+    if x.dtype == torch.float32 or x.dtype == torch.float64:
+        flat = in_memory_order(x)
+        parts = (flat,) if len(flat) <= _DOT else flat.split(_DOT)
+        total = 0.0
+        for part in parts:
+            total += torch.dot(part, part).item()
+        if x.dtype == torch.float64:
+            return total
+    else:  # of half precision, which a dot product would accumulate as it is, or complex
+        total = _norm(x).item() ** 2
+    if _TINY < total < _HUGE or x.dtype == torch.complex128:
+        return total
+    exact = x.to(torch.complex128 if x.is_complex() else torch.float64)
+    return float(_norm(exact).item() ** 2)
 
 
 def _norm(x: torch.Tensor) -> torch.Tensor:
