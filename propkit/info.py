@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from propkit.redaction import redacted_command, redacted_settings
 from propkit.schema import SITE
+from propkit.store.collection import find_runs, place_of
+from propkit.store.place import named, synchronous
 from propkit.store.run import Run
-from propkit.store.run import open as open_run
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -38,10 +40,13 @@ def summary(run: Run) -> dict[str, Any]:
     """What is known of a run, all JSON-able, without reading its values.
 
     Returns:
-        ``label``, ``state``, ``path``, ``bytes_on_disk`` and ``files`` (None in memory), ``groups``: name -> ``sizes``,
-        ``last_step`` and ``variables`` (name -> ``dims``, ``dtype``, ``units``, ``long_name``, ``reference``);
-        ``sites``: a list of ``site``, its coordinates and the ``groups`` that have it; ``attributes``: the run's root
-        attributes.
+        ``label``, ``state``, ``path`` (or the URL), ``bytes_on_disk`` and ``files`` (at a URL, of its objects; None in
+        memory and where they cannot be counted), ``groups``: name -> ``sizes``, ``last_step`` and ``variables`` (name
+        -> ``dims``, ``dtype``, ``units``, ``long_name``, ``reference``); ``sites``: a list of ``site``, its coordinates
+        and the ``groups`` that have it; ``attributes``: the run's root attributes, without secrets.
+
+    Raises:
+        OSError: The run is at a URL that cannot be reached.
     """
     groups: dict[str, Any] = {}
     sites: dict[str, dict[str, Any]] = {}
@@ -66,16 +71,20 @@ def summary(run: Run) -> dict[str, Any]:
             known = sites.setdefault(site, {"site": site, "groups": []})
             known["groups"].append(name)
             known.update({c: values[i] for c, values in columns.items() if values[i] != ""})
-    size, files = _on_disk(run.path) if run.path else (None, None)
+    place = place_of(run)
+    size, files = _on_disk(run.path) if run.path else _in_store(run) if place else (None, None)
+    attributes = {**run.attributes, "config": redacted_settings(run.attributes.get("config") or {})}
+    if command := attributes.get("command"):  # of a run that an older propkit recorded
+        attributes["command"] = redacted_command(str(command).split(" "))
     return {
         "label": run.label,
         "state": run.state,
-        "path": str(run.path) if run.path else None,
+        "path": place or None,
         "bytes_on_disk": size,
         "files": files,
         "groups": groups,
         "sites": sorted(sites.values(), key=lambda s: s.get("depth", 0)),
-        "attributes": run.attributes,
+        "attributes": attributes,
     }
 
 
@@ -89,7 +98,7 @@ def print_info(
     """Print runs; those that cannot be read do not keep the others from being printed.
 
     Args:
-        paths: Of the runs.
+        paths: Of the runs; URLs, patterns and folders of runs too, as in `propkit.open_study`.
         as_json: One JSON array of `summary` instead of text.
         all_sites: Do not shorten the table of the sites.
         out: Where to; the standard output if None.
@@ -105,16 +114,23 @@ def print_info(
     errors, found = [], []
     for path in paths:
         try:
-            found.append(summary(open_run(path)))
-        except (OSError, ValueError) as error:
+            runs, remarks = find_runs(path)
+        except (ImportError, OSError, ValueError) as error:
             errors.append(str(error))
+            continue
+        errors += remarks
+        for run in runs:
+            try:
+                found.append(summary(run))
+            except OSError as error:
+                errors.append(str(error))
     if as_json:
         print(json.dumps(found, indent=2, default=str), file=console.file)
         return errors
-    for i, run in enumerate(found):
+    for i, known in enumerate(found):
         if i:
             console.print()
-        _print(console, run, all_sites)
+        _print(console, known, all_sites)
     return errors
 
 
@@ -154,8 +170,11 @@ def _lines(run: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     """What is said of the whole run."""
     attributes = run["attributes"]
     if run["path"]:
-        yield "path", run["path"]
-        yield "on disk", f"{_size(run['bytes_on_disk'])} in {run['files']} files"
+        there = "://" in run["path"]
+        yield "URL" if there else "path", run["path"]
+        if run["files"] is not None:
+            size, what = _size(run["bytes_on_disk"]), "objects" if there else "files"
+            yield "stored" if there else "on disk", f"{size} in {run['files']} {what}"
     steps = [g["last_step"] for g in run["groups"].values() if g["last_step"] is not None]
     if steps:
         yield "last step", max(steps)
@@ -242,6 +261,24 @@ def _on_disk(path: Path) -> tuple[int, int]:
             files += 1
             size += getattr(status, "st_blocks", -(-status.st_size // 512)) * 512
     return size, files
+
+
+def _in_store(run: Run) -> tuple[int, int] | tuple[None, None]:
+    """Bytes and number of the objects of a run at a URL; None where they are not listed with their sizes."""
+    from zarr.storage import FsspecStore, ObjectStore
+
+    store: Any = run.store()
+    sizes: list[int] = []
+    with named(run.name):
+        if isinstance(store, ObjectStore):
+            sizes = [int(o["size"]) for several in store.store.list() for o in several]
+        elif isinstance(store, FsspecStore):
+            try:
+                found = synchronous(store.fs._find(store.path, detail=True))
+            except NotImplementedError:
+                return None, None
+            sizes = [int(o.get("size") or 0) for o in found.values()]
+    return (sum(sizes), len(sizes)) if sizes else (None, None)
 
 
 def _size(size: int) -> str:

@@ -1,116 +1,124 @@
-"""A server on loopback that speaks as much of S3 as a run needs, in memory, with its conditions for puts."""
+"""A packaged S3 server (moto's) on loopback, with faults: refused puts, and a server that goes away and comes back."""
 
-import hashlib
-import re
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, unquote, urlsplit
-from xml.sax.saxutils import escape
+import logging
+from urllib.parse import unquote
+from urllib.request import Request, urlopen
+
+import pytest
+
+KEYS = {"AWS_ACCESS_KEY_ID": "AKIDNOTTOBEFOUND", "AWS_SECRET_ACCESS_KEY": "sesam/NOT+TO/BE/FOUND"}
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class S3:
+    """The server, and a bucket called ``bucket`` in it.
 
-    def log_message(self, *_):
-        pass
+    Attributes:
+        requests: Method and path of each request so far.
+        failing: Whether to refuse to put an object, by its key; to be replaced.
+    """
 
-    def answer(self, status, body=b"", **headers):
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+    def __init__(self):
+        self.requests = []
+        self.failing = lambda key: False
+        self.port = 0
+        self._server = None
 
     @property
-    def key(self):
-        return unquote(urlsplit(self.path).path).lstrip("/")
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
 
-    def do_PUT(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.requests.append(("PUT", self.key))
-        if self.server.failing(self.key):
-            return self.answer(403, b"<Error><Code>AccessDenied</Code></Error>")
-        with self.server.lock:
-            old = self.server.objects.get(self.key)
-            wanted = self.headers.get("If-Match")
-            if self.headers.get("If-None-Match") == "*" and old is not None:
-                return self.answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
-            if wanted is not None and (old is None or wanted != tag(old)):
-                return self.answer(412 if old else 404, b"<Error><Code>NoSuchKey</Code></Error>")
-            self.server.objects[self.key] = body
-        return self.answer(200, ETag=tag(body))
+    def start(self):
+        from moto.server import ThreadedMotoServer
 
-    def do_GET(self):
-        query = parse_qs(urlsplit(self.path).query)
-        self.server.requests.append((self.command, self.key))
-        if "list-type" in query:
-            return self.answer(200, self.listing(query), Content_Type="application/xml")
-        body = self.server.objects.get(self.key)
-        if body is None:
-            return self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
-        marks = {"ETag": tag(body), "Last_Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
-        part = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
-        if part is None:
-            return self.answer(200, body, **marks)
-        first, last = part.groups()
-        start = int(first) if first else max(0, len(body) - int(last))
-        stop = min(int(last) + 1, len(body)) if first and last else len(body)
-        marks["Content_Range"] = f"bytes {start}-{stop - 1}/{len(body)}"
-        return self.answer(206, body[start:stop], **marks)
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self._server = ThreadedMotoServer("127.0.0.1", self.port, verbose=False)
+        self._server.start()
+        self.port = self._server.get_host_and_port()[1]
+        self._server._server.app = self._watched(self._server._server.app)
 
-    do_HEAD = do_GET  # noqa: N815
+    def stop(self):
+        """Nobody answers from here on; what was put is there again after `start`."""
+        self._server.stop()
+        self._server._server.server_close()
 
-    def do_DELETE(self):
-        self.server.objects.pop(self.key, None)
-        self.answer(204)
+    def _watched(self, app):
+        def watched(environ, start_response):
+            method, key = environ["REQUEST_METHOD"], unquote(environ["PATH_INFO"]).lstrip("/")
+            self.requests.append((method, key))
+            if method == "PUT" and self.failing(key):
+                environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+                start_response("403 Forbidden", [("Content-Type", "application/xml")])
+                return [
+                    b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>No.</Message></Error>"
+                ]
+            return app(environ, start_response)
 
-    def do_POST(self):
-        """Delete several."""
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        keys = re.findall(r"<Key>(.*?)</Key>", body)
-        for key in keys:
-            self.server.objects.pop(f"{self.key.strip('/')}/{key}", None)
-        gone = "".join(f"<Deleted><Key>{k}</Key></Deleted>" for k in keys)
-        answer = f"<DeleteResult>{gone}</DeleteResult>".encode()
-        self.answer(200, answer, Content_Type="application/xml")
+        return watched
 
-    def listing(self, query):
-        bucket = self.key.strip("/")
-        prefix = query.get("prefix", [""])[0]
-        found = sorted(k.removeprefix(f"{bucket}/") for k in self.server.objects)
-        found = [k for k in found if k.startswith(prefix)]
-        entries = "".join(
-            f"<Contents><Key>{escape(k)}</Key><LastModified>2024-01-01T00:00:00.000Z</LastModified>"
-            f"<ETag>{tag(self.server.objects[f'{bucket}/{k}'])}</ETag>"
-            f"<Size>{len(self.server.objects[f'{bucket}/{k}'])}</Size></Contents>"
-            for k in found
+    def ask(self, method, path, data=None):
+        with urlopen(Request(self.url + path, data, method=method)) as answer:
+            return answer.read()
+
+    def reset(self):
+        """As it was in the beginning, with an empty bucket."""
+        self.failing = lambda key: False
+        self.ask_for_keys(after=float("inf"))
+        self.ask("POST", "/moto-api/reset")
+        self.ask("PUT", "/bucket")
+        self.requests.clear()
+
+    def ask_for_keys(self, after=0):
+        """Look at the keys of requests, and whether they are signed by them, after as many more."""
+        from moto import settings
+        from moto.core.authorization import ActionAuthenticatorMixin
+
+        ActionAuthenticatorMixin.request_count = 0
+        settings.INITIAL_NO_AUTH_ACTION_COUNT = after
+
+    def client(self, service="s3"):
+        """Another client than the one under test."""
+        import boto3
+
+        return boto3.client(
+            service,
+            endpoint_url=self.url,
+            region_name="us-east-1",
+            aws_access_key_id="another",
+            aws_secret_access_key="another",
         )
-        return (
-            f"<ListBucketResult><Name>{bucket}</Name><KeyCount>{len(found)}</KeyCount>"
-            f"<IsTruncated>false</IsTruncated>{entries}</ListBucketResult>"
-        ).encode()
+
+    @property
+    def objects(self):
+        """All that is in the bucket."""
+        client = self.client()
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket="bucket")
+        keys = [o["Key"] for page in pages for o in page.get("Contents", ())]
+        return {k: client.get_object(Bucket="bucket", Key=k)["Body"].read() for k in keys}
+
+    def put(self, key, data):
+        self.client().put_object(Bucket="bucket", Key=key, Body=data)
 
 
-def tag(body):
-    return f'"{hashlib.md5(body).hexdigest()}"'
-
-
-@contextmanager
+@pytest.fixture(scope="session")
 def s3_server():
-    """The running server: its ``url``, its ``objects``, its ``requests``, and ``failing(key)`` to be replaced."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.objects, server.requests, server.lock = {}, [], threading.Lock()
-    server.failing = lambda _: False
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    pytest.importorskip("obstore")
+    pytest.importorskip("moto.server")
+    server = S3()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """The server with an empty bucket, known to the environment."""
+    s3_server.reset()
+    environment = {
+        **KEYS,
+        "AWS_ENDPOINT_URL": s3_server.url,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_REGION": "us-east-1",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server

@@ -11,7 +11,8 @@ SUMMARY = "show what runs contain"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN.zarr", help="runs, finished or still being written")
+    what = "runs, finished or still being written: paths, URLs, patterns, folders of runs"
+    add("runs", nargs="+", metavar="RUN.zarr", help=what)
     add("--json", action="store_true", help="print a JSON array, for other programs")
     add("--sites", action="store_true", help="show all sites, however many there are")
 

@@ -15,13 +15,14 @@ import torch
 from torch import nn
 
 from propkit import __version__
+from propkit.redaction import redacted_command, redacted_settings
 from propkit.schema import SCHEMA_VERSION
 
 
 def describe_run(
     model: nn.Module, label: str | None, config: Mapping[str, Any] | None, seed: int | None
 ) -> dict[str, Any]:
-    """Root attributes of a new run, all JSON-able.
+    """Root attributes of a new run, all JSON-able, without secrets (see `propkit.redaction`).
 
     Raises:
         TypeError: `config` cannot be written as JSON; the message names the key.
@@ -43,10 +44,10 @@ def describe_run(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "command": " ".join(sys.argv),
+        "command": redacted_command(sys.argv),
         "git_commit": _git_commit(),
         "label": label or "",
-        "config": config,
+        "config": redacted_settings(config),
         "seed": seed,
         "device": device,
         "model": type(model).__name__,

@@ -2,10 +2,10 @@
 
 import glob
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePath
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,10 @@ import numpy.typing as npt
 from propkit.store.root import local
 from propkit.store.run import Run
 from propkit.store.run import open as open_run
+from propkit.store.search import OPENED_AT_ONCE, natural, nothing_matches, runs_at
 
 AnyRun = Run | str | os.PathLike[str]
-"""A run, the path of one, a folder of runs, or a pattern of paths."""
+"""A run, the path or URL of one, a folder of runs, or a pattern of paths."""
 
 ABSENT = object()
 """What `setting` returns where a run does not have it."""
@@ -26,7 +27,7 @@ def find_runs(source: AnyRun | Iterable[AnyRun]) -> tuple[list[Run], list[str]]:
 
     Args:
         source: A pattern such as ``"runs/*.zarr"`` (``**`` goes through folders), a folder of runs, the path of a run,
-            a `Run`, or several of these.
+            URLs for these (see `propkit.store.search.runs_at`), a `Run`, or several of them.
 
     Returns:
         The runs, those of a pattern in the order of their names (``seed2`` before ``seed10``), and remarks on
@@ -34,30 +35,28 @@ def find_runs(source: AnyRun | Iterable[AnyRun]) -> tuple[list[Run], list[str]]:
 
     Raises:
         FileNotFoundError: Nothing matches a pattern, or a path does not exist.
+        ImportError: A URL needs a package that is not installed.
+        OSError: What is at a URL cannot be reached or listed.
         TypeError: Something is neither a run nor a path.
         ValueError: A path is no run, or no run was given.
     """
-    runs: list[Run] = []
-    remarks: list[str] = []
-    for item in [source] if isinstance(source, Run | str | os.PathLike) else source:
-        if isinstance(item, Run):
-            runs.append(item)
-            continue
-        if not isinstance(item, str | os.PathLike):
+    items = [source] if isinstance(source, Run | str | os.PathLike) else list(source)
+    for item in items:
+        if not isinstance(item, Run | str | os.PathLike):
             raise TypeError(
                 f"expected runs, paths or patterns of paths, found {type(item).__name__}"
             )
-        place = local(item)
-        pattern = _pattern(place)
-        if pattern is None:
-            runs.append(open_run(place))
-            continue
-        matches = sorted(glob.glob(pattern, recursive=True), key=_natural)  # noqa: PTH207 - pathlib's also takes hidden files
-        found = list(_runs_at(matches, remarks))
-        if not found:
-            seen = f"; what is there is no run: {'; '.join(remarks[:3])}" if remarks else ""
-            raise FileNotFoundError(f"no run matches {pattern}{seen}")
-        runs += found
+    runs: list[Run] = []
+    remarks: list[str] = []
+    with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:  # answers of servers are waited for together
+        urls = {item: pool.submit(runs_at, item) for item in items if _is_url(item)}
+        for item in items:
+            if isinstance(item, Run):
+                runs.append(item)
+                continue
+            found, left_out = urls[item].result() if item in urls else _runs_here(item)
+            runs += found
+            remarks += left_out
     if not runs:
         raise ValueError("no run was given")
     return runs, remarks
@@ -93,7 +92,7 @@ def setting(run: Run, key: str) -> Any:
     Raises:
         ValueError: The configuration has several keys of that name.
     """
-    own = {"label": run.label, "state": run.state, "path": str(run.path or "")}
+    own = {"label": run.label, "state": run.state, "path": place_of(run)}
     if key in own:
         return own[key]
     config = dict(_flat(run.attributes.get("config") or {}))
@@ -107,6 +106,11 @@ def setting(run: Run, key: str) -> Any:
             f"{key!r} may be {' or '.join(map(repr, ends))} in the configuration of run {run.label!r}: say which"
         )
     return config[ends[0]] if ends else ABSENT
+
+
+def place_of(run: Run) -> str:
+    """The path or URL of a run; empty in memory and in stores that were opened before."""
+    return run.name if run.path or "://" in run.name else ""
 
 
 def settings_of(runs: Sequence[Run], key: str) -> list[Any]:
@@ -152,17 +156,26 @@ def _pattern(place: Path) -> str | None:
     return str(place) if glob.has_magic(str(place)) else None
 
 
-def _runs_at(paths: Iterable[str], remarks: list[str]) -> Iterator[Run]:
-    for path in paths:
+def _is_url(item: object) -> TypeGuard[str]:
+    return isinstance(item, str) and "://" in item and not item.startswith("file://")
+
+
+def _runs_here(item: str | os.PathLike[str]) -> tuple[list[Run], list[str]]:
+    """The runs that a path stands for, and remarks."""
+    place = local(os.fspath(item).removeprefix("file://"))
+    pattern = _pattern(place)
+    if pattern is None:
+        return [open_run(place)], []
+    runs: list[Run] = []
+    remarks: list[str] = []
+    for path in sorted(glob.glob(pattern, recursive=True), key=natural):  # noqa: PTH207 - pathlib's also takes hidden files
         try:
-            yield open_run(path)
+            runs.append(open_run(path))
         except (OSError, ValueError) as error:
             remarks.append(f"left out: {error}")
-
-
-def _natural(path: str) -> list[tuple[int, str]]:
-    """Numbers in names count as numbers."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path)]
+    if not runs:
+        raise nothing_matches(pattern, remarks)
+    return runs, remarks
 
 
 def _distinction(run: Run, twins: Sequence[Run]) -> str:
@@ -170,9 +183,9 @@ def _distinction(run: Run, twins: Sequence[Run]) -> str:
     seeds = [r.attributes.get("seed") for r in twins]
     if None not in seeds and len(set(map(str, seeds))) == len(twins):
         return f"seed {run.attributes['seed']}"
-    if all(r.path is not None for r in twins):
+    if all(map(place_of, twins)):
         for parts in range(1, 5):
-            tails = ["/".join(Path(str(r.path)).with_suffix("").parts[-parts:]) for r in twins]
+            tails = ["/".join(PurePath(place_of(r)).with_suffix("").parts[-parts:]) for r in twins]
             if len(set(tails)) == len(twins):
                 return tails[list(twins).index(run)]
     return ""

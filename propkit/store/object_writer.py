@@ -4,64 +4,21 @@ Objects cannot be written in place. A flush puts the last chunk of each array an
 once; when all are there, it puts the root metadata with the new lengths. A reader sees the run before that or after it.
 """
 
+import errno
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from propkit.schema import STEP, Group, Variable
-from propkit.store.arrays import chunk_shape
 from propkit.store.attributes import birth, ending, stamp, to_json
+from propkit.store.object_array import ObjectArray
+from propkit.store.object_resume import LeftObjects
 from propkit.store.objects import ROOT, Objects
-from propkit.store.packing import Encoder, object_node, value_node
+from propkit.store.packing import Encoder, grows, value_node
 from propkit.store.table import STEP_ATTRIBUTES, TEXT, Floats, Steps, Table, defined
-
-SMALLER = 4
-"""How many times fewer rows a chunk has than on a disk: the last one is put again with each flush."""
-
-
-@dataclass
-class _Array:
-    """An array that grows: its metadata, and the rows of its last chunk."""
-
-    node: dict[str, Any]
-    encoder: Encoder
-    tail: npt.NDArray[np.generic]
-
-    @classmethod
-    def of(cls, dims: tuple[str, ...], row: tuple[int, ...], dtype: str, **marks: Any) -> "_Array":
-        period, *inner = chunk_shape(row, dtype)
-        chunks = [max(1, period // SMALLER), *inner]
-        node = object_node([0, *row], chunks, dtype, dims, **marks)
-        return cls(node, Encoder(node), np.empty((0, *row), dtype))
-
-    @property
-    def period(self) -> int:
-        rows: int = self.node["chunk_grid"]["configuration"]["chunk_shape"][0]
-        return rows
-
-    def widened(self, row: tuple[int, ...]) -> "_Array":
-        """The array with wider rows: NaN in the new columns."""
-        node = {**self.node, "shape": [self.node["shape"][0], *row]}
-        tail = np.full((len(self.tail), *row), np.nan, self.tail.dtype)
-        tail[:, : self.tail.shape[1]] = self.tail
-        return _Array(node, Encoder(node), tail)
-
-    def grown(self, block: npt.NDArray[np.generic]) -> tuple["_Array", dict[str, bytes]]:
-        """The array with more rows, and the chunks that they change."""
-        tail = np.concatenate([self.tail, block.astype(self.tail.dtype)])
-        start = self.node["shape"][0] - len(self.tail)
-        stop = start + len(tail)
-        chunks: dict[str, bytes] = {}
-        for first in range(0, len(tail), self.period):
-            part = tail[first : first + self.period]
-            chunks |= self.encoder.encode(start + first, part)
-        node = {**self.node, "shape": [stop, *self.node["shape"][1:]]}
-        rest = len(tail) % self.period
-        return replace(self, node=node, tail=tail[len(tail) - rest :].copy()), chunks
 
 
 @dataclass
@@ -70,7 +27,7 @@ class _Entry:
 
     table: Table
     fixed: dict[str, dict[str, Any]]
-    arrays: dict[str, _Array]
+    arrays: dict[str, ObjectArray]
     waiting: dict[str, bytes] = field(default_factory=dict)  # to be put with the next commit
 
 
@@ -86,6 +43,7 @@ class ObjectWriter:
         self._attributes = attributes
         self._entries: dict[str, _Entry] = {}
         self._seq = 0
+        self._generation = 0
         self._closed = False
 
     @classmethod
@@ -112,12 +70,59 @@ class ObjectWriter:
         objects.create_root(writer._root(writer._attributes, 0, {}))
         return writer
 
+    @classmethod
+    def resume(
+        cls, run: LeftObjects, step: int, attributes: Mapping[str, object]
+    ) -> "ObjectWriter":
+        """Continue a run: rows of `step` and later are removed, and the next row may be that of `step`.
+
+        Readers see the shorter run at once; what one that was opened before sees of the rows that were removed may be
+        they, or NaN, or new ones.
+
+        Args:
+            run: The run.
+            step: Where it goes on.
+            attributes: Root attributes to set.
+
+        Raises:
+            BlockingIOError: Someone else has just taken it up, or goes on writing it.
+            OSError: It could not be written. The run is as it was, or as it will be.
+        """
+        writer = cls(run.objects, {**run.attributes, **to_json(attributes)})
+        commit = run.attributes["commit"]
+        writer._seq, writer._generation = int(commit["seq"]), int(commit.get("generation", 0)) + 1
+        for name, stored in run.groups.items():
+            rows = int(np.searchsorted(stored.steps, step))
+            entry = _Entry(Table(stored.group), {}, {})
+            entry.table.last = int(stored.steps[rows - 1]) if rows else None
+            for key, node in stored.nodes.items():
+                if not grows(node):
+                    entry.fixed[key] = node
+                    continue
+                cut = {**node, "shape": [rows, *node["shape"][1:]]}
+                tail = stored.tail(run.objects, key, rows)
+                entry.arrays[key.removeprefix(f"{name}/")] = ObjectArray.at(cut, tail)
+            writer._entries[name] = entry
+        try:
+            # The root first: whoever opens the run from here on looks for no row that is removed below.
+            writer._commit(writer._attributes, last=False)
+        except FileNotFoundError as error:
+            reason = "someone else has just continued, replaced or deleted the run"
+            raise BlockingIOError(errno.EWOULDBLOCK, reason, run.name) from error
+        # For readers that ignore the consolidated metadata. Chunks beyond stay, unseen, until they are put anew: to
+        # delete them is to meet those of whoever takes the run over meanwhile.
+        nodes = (
+            (f"{n}/{v}", a.node) for n, e in writer._entries.items() for v, a in e.arrays.items()
+        )
+        run.objects.put({f"{key}/{ROOT}": json.dumps(node).encode() for key, node in nodes})
+        return writer
+
     def define(self, group: Group) -> None:
         """Add a group, or variables and sites to one; see `Writer.define`."""
         self._check_open()
         entry = self._entries.get(group.name)
         if entry is None:
-            step = _Array.of((STEP,), (), "int64", **STEP_ATTRIBUTES)
+            step = ObjectArray.of((STEP,), (), "int64", **STEP_ATTRIBUTES)
             entry = _Entry(Table(group), {}, {STEP: step})
             self._entries[group.name] = entry
             added = group.variables
@@ -126,14 +131,24 @@ class ObjectWriter:
             before = entry.table.group.variables
             added = grown.variables[len(before) :]
             for v in before:
-                if entry.arrays[v.name].node["shape"][1:] != [*grown.row(v)]:
+                columns = entry.arrays[v.name].node["shape"][1:]
+                if columns != [*grown.row(v)]:
                     entry.arrays[v.name] = entry.arrays[v.name].widened(grown.row(v))
+                    self._empty(entry, v, columns[0])
             entry.table.extend(grown)
             group = grown
         rows = entry.arrays[STEP].node["shape"][0]
         for v in added:
-            entry.arrays[v.name] = _blank(group, v, rows)
+            entry.arrays[v.name] = ObjectArray.blank(group, v, rows)
+            self._empty(entry, v, 0)
         entry.waiting |= _coordinates(group, entry.fixed)
+
+    def _empty(self, entry: _Entry, variable: Variable, columns: int) -> None:
+        """Put what is new in earlier rows: a flush before a takeover, never committed, may have left values there."""
+        if self._generation:
+            key = f"{entry.table.group.name}/{variable.name}"
+            chunks = entry.arrays[variable.name].empty(columns)
+            entry.waiting |= {f"{key}/{name}": data for name, data in chunks.items()}
 
     def append(self, group: str, step: Steps, columns: Mapping[str, Floats]) -> None:
         """Copy rows into the buffer; see `Writer.append`."""
@@ -158,8 +173,9 @@ class ObjectWriter:
         self._closed = True
 
     def _commit(self, attributes: Mapping[str, object], last: bool) -> None:
+        self.objects.check()
         puts: dict[str, bytes] = {}
-        grown: dict[str, dict[str, _Array]] = {}
+        grown: dict[str, dict[str, ObjectArray]] = {}
         for name, entry in self._entries.items():
             new = entry.table.view()
             puts |= entry.waiting
@@ -180,13 +196,17 @@ class ObjectWriter:
             entry.table.clear()
 
     def _root(
-        self, attributes: Mapping[str, object], seq: int, grown: Mapping[str, dict[str, _Array]]
+        self,
+        attributes: Mapping[str, object],
+        seq: int,
+        grown: Mapping[str, dict[str, ObjectArray]],
     ) -> bytes:
         nodes: dict[str, Any] = {}
         for name, entry in self._entries.items():
             nodes |= entry.fixed
             nodes |= {f"{name}/{variable}": array.node for variable, array in grown[name].items()}
-        commit = stamp(seq, {name: e.table.last for name, e in self._entries.items()})
+        last = {name: e.table.last for name, e in self._entries.items()}
+        commit = stamp(seq, last, generation=self._generation)
         root = {
             "zarr_format": 3,
             "node_type": "group",
@@ -202,14 +222,6 @@ class ObjectWriter:
     def _check_open(self) -> None:
         if self._closed:
             raise ValueError(f"{self.objects.name} is closed: nothing can be added to it")
-
-
-def _blank(group: Group, variable: Variable, rows: int) -> _Array:
-    """The array of a variable that comes when the group has rows already: NaN in them."""
-    row = group.row(variable)
-    array = _Array.of(group.dims(variable), row, variable.dtype, **variable.attributes())
-    tail = np.full((rows % array.period, *row), np.nan, variable.dtype)
-    return replace(array, node={**array.node, "shape": [rows, *row]}, tail=tail)
 
 
 def _coordinates(group: Group, fixed: dict[str, dict[str, Any]]) -> dict[str, bytes]:

@@ -3,12 +3,15 @@
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
+from propkit.redaction import redacted, redacted_text
 from propkit.store.root import local, parse_root, read_root
 
 if TYPE_CHECKING:
@@ -108,11 +111,12 @@ def store_of(source: Any) -> "Store":
 def store_at(url: str, read_only: bool) -> "Store":
     """The store at a URL: by obstore for S3, Google and Azure where it is installed, else by fsspec.
 
-    Who may read and write is known from the environment, as those packages describe it.
+    Who may read and write is known from the environment, as those packages describe it, or for S3 from the URL
+    (``s3://KEY:SECRET@bucket/run.zarr``, a slash in it as ``%2F``).
 
     Raises:
         ImportError: A package is missing; the message names the extra.
-        ValueError: No package knows such URLs.
+        ValueError: No package knows such URLs, or it cannot hold a password.
     """
     from zarr.storage import FsspecStore, ObjectStore
 
@@ -123,32 +127,50 @@ def store_at(url: str, read_only: bool) -> "Store":
         except ImportError:
             pass  # fsspec may have what it takes
         else:
-            url = url.replace("gcs://", "gs://", 1)
-            return ObjectStore(from_url(url), read_only=read_only)
+            credentials = _credentials(url)
+            with named(redacted(url)):
+                opened = from_url(_plain(url), config=credentials, retry_config=_RETRIES)
+            return ObjectStore(opened, read_only=read_only)
     try:
         return FsspecStore.from_url(url, read_only=read_only)
     except ImportError as error:
         raise ImportError(
             f"{redacted(url)}: {scheme} needs a package more: pip install 'propkit[remote]', or what fsspec asks for "
-            f"({error})"
+            f"({redacted_text(str(error))})"
         ) from None
     except ValueError as error:
         raise ValueError(
             f"expected a path on this machine or a URL that obstore or fsspec knows (s3, gs, az, memory, https...), "
-            f"found {redacted(url)}: {error}"
+            f"found {redacted(url)}: {redacted_text(str(error))}"
         ) from None
 
 
-def redacted(url: str) -> str:
-    """A URL without the name, password and query that may be in it.
+_RETRIES: Any = {"max_retries": 4, "retry_timeout": timedelta(seconds=10)}
+"""Of one request. Whoever writes tries again with the next flush, and must not keep the training waiting."""
 
-    >>> redacted("s3://key:secret@bucket/run.zarr?token=1")
-    's3://bucket/run.zarr'
+
+def _plain(url: str) -> str:
+    """The URL as obstore knows it, without query, name and password."""
+    scheme, _, rest = redacted(url).partition("://")
+    return f"{'gs' if scheme == 'gcs' else scheme}://{rest}"
+
+
+def _credentials(url: str) -> Any:
+    """Name and password of an S3 URL, as obstore's configuration; None if there are none.
+
+    Raises:
+        ValueError: There is something else before the ``@``.
     """
-    scheme, _, rest = url.partition("://")
-    rest = rest.partition("?")[0]
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    if redacted(url) == url.partition("?")[0]:
+        return None
+    parts = urlsplit(url)
+    if not (parts.scheme.startswith("s3") and parts.username and parts.password):
+        raise ValueError(
+            f"{redacted(url)}: expected no more than s3://KEY:SECRET@bucket/run.zarr, characters such as / in it "
+            "written as %2F, found something else before the @; the environment is the better place for credentials"
+        )
+    names = unquote(parts.username), unquote(parts.password)
+    return dict(zip(("access_key_id", "secret_access_key"), names, strict=True))
 
 
 def get(store: "Store", key: str, name: str) -> bytes | None:
@@ -171,12 +193,22 @@ def get(store: "Store", key: str, name: str) -> bytes | None:
 
 @contextlib.contextmanager
 def named(name: str) -> Iterator[None]:
-    """Whatever goes wrong between here and a place elsewhere is an OSError that names it."""
+    """Whatever goes wrong between here and a place elsewhere is an OSError that names it, and shows no secrets."""
     try:
         yield
     except Exception as error:
-        first = str(error).partition("\n")[0] or type(error).__name__
-        raise OSError(errno.EIO, f"the store cannot be reached: {first}", name) from error
+        # Of an answer in XML what it says, not the identifier of the key that was refused.
+        told = _ANSWER.search(str(error))
+        text = str(error)[: told.start()] + ": ".join(told.groups()) if told else str(error)
+        first = redacted_text(text.partition("\n")[0]) or type(error).__name__
+        try:
+            cause: Exception = type(error)(first)
+        except TypeError:
+            cause = RuntimeError(first)
+        raise OSError(errno.EIO, f"the store cannot be reached: {first}", name) from cause
+
+
+_ANSWER = re.compile(r"<\?xml.*?<Code>([^<]*)</Code>.*?<Message>([^<]*)", re.DOTALL)
 
 
 def synchronous(work: Coroutine[Any, Any, T]) -> T:

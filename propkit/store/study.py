@@ -274,13 +274,13 @@ def open_study(
 
     ::
 
-        study = propkit.open_study("runs/*.zarr", by=["lr"])
+        study = propkit.open_study("runs/*.zarr", by=["lr"])             # ["s3://bucket/runs/*.zarr", "here.zarr"]
         study["error_moment"]["output"].sel(site="fc").mean("run")       # over seeds
         study.select(lr=0.1)["log"]["loss"].plot(hue="run")
         propkit.open_study("depths/*.zarr", align="relative_depth")      # networks of different depths
 
     Args:
-        runs: A pattern of paths, a folder of runs, or several paths, patterns or runs.
+        runs: A pattern of paths, a folder of runs, or several paths, patterns or runs; URLs as in `propkit.open`.
         by: Settings of the runs to have as coordinates along ``run``, beside ``seed``, ``state`` and ``path``: keys of
             their configuration (``"lr"``, or ``"recipe.lr"`` where that is not unique), or root attributes
             (``"device"``).
@@ -291,7 +291,7 @@ def open_study(
         join: ``"outer"``: all steps, NaN where a run lacks one; ``"inner"``: the steps that all runs have.
 
     Raises:
-        FileNotFoundError: There is no such run; nothing matches.
+        ImportError, OSError: There is no such run, nothing matches, or what is at a URL cannot be read or listed.
         KeyError: No run has a setting of `by`.
         TypeError: Something is neither a run nor a path.
         ValueError: A path is no run, or an argument is wrong.
