@@ -100,7 +100,8 @@ def attach(
         step: With `resume`: number of optimiser steps that the training has completed, as its checkpoint says; by
             default the step at which the recording stopped.
         takeover: With `resume`: take the run even from a writer of which nothing can be known here, because it ran on
-            another machine and did not close the run. Make sure that it has ended.
+            another machine and did not close the run. Make sure that it has ended; at a URL it is refused if it has
+            not, as far as the store allows (see docs/limitations.md).
         durable: Flush each commit to the disk, so that a power failure takes no committed row. By default rows are
             flushed every 10 seconds, and a killed process never loses a committed one.
         strict: Raise an error in the training when the run cannot be written or propkit has a fault. By default a
@@ -139,6 +140,9 @@ def attach(
     sites, notes = find_sites(
         model, found, include, exclude, find_blocks(model) if blocks is None else blocks
     )
+    present = {
+        p.name for site in sites for p in site.probes
+    }  # a step of the others alone is not sampled
     if probes is not None:
         for note in notes:
             say(note)
@@ -148,11 +152,6 @@ def attach(
     attributes |= declared(found, sites)
     attributes["segments"] = [segment(attributes, 0)]
     ranks = Ranks.find() if distributed else None
-    if ranks is not None and budget is not None:
-        raise ValueError(
-            "attach: budget= widens the sampling by what one process measures, and all ranks must measure the same "
-            "steps; give every=, or distributed=False for a run of each rank"
-        )
 
     writer, open_run, start = target.open(attributes, found, sites, ranks)
     layout = Layout(found, sites)
@@ -161,7 +160,7 @@ def attach(
     recorder = Recorder(
         Outbox(writer, layout, threaded, notes, ranks, start, target.finish),
         layout,
-        schedules,
+        {name: when for name, when in schedules.items() if name in present},
         open_run,
         LossScale(scaler, 1 if ranks is None else ranks.size, say),
         ranks,

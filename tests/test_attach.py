@@ -672,3 +672,35 @@ def test_values_that_are_not_finite_are_recorded_and_flagged(tmp_path) -> None:
     assert run.attributes["not_finite"]["error_moment"].startswith("step 1, ")
     assert run.attributes["not_finite"]["weight"].startswith("step 1, ")  # its update
     assert run.attributes["faults"] == {}  # the training diverged; the probes are well
+
+
+def test_an_evaluation_before_the_first_flush_leaves_the_shapes_of_the_training() -> None:
+    model, x, y = make_case("mlp")
+    optimizer = sgd(model)
+    with propkit.attach(model, probes="error_moment") as recorder:
+        with torch.no_grad():
+            model(torch.cat([x, x]))
+        cross_entropy(x, y)(model).backward()
+        optimizer.step()
+        with torch.no_grad():
+            model(torch.cat([x, x, x]))
+    shapes = recorder.run["error_moment"]["output_shape"].values
+    assert all(shape.startswith(f"({len(x)}, ") for shape in shapes)
+
+
+def test_a_probe_without_a_site_makes_no_step_a_sampled_one() -> None:
+    model, x, y = make_case("mlp")
+
+    @propkit.probe(sites=lambda module: False)
+    def nowhere(output):
+        return output.mean()
+
+    optimizer = sgd(model)
+    every = {"error_moment": 2, "nowhere": 1}
+    with pytest.warns(PropkitWarning, match="nowhere.*has no site.*<lambda>"):
+        recorder = propkit.attach(model, probes=["error_moment", nowhere], every=every)
+    for _ in range(4):
+        cross_entropy(x, y)(model).backward()
+        optimizer.step()
+    assert recorder.run["error_moment"]["step"].values.tolist() == [0, 2]
+    assert not any("was to be measured" in note for note in recorder.run.attributes["notes"])

@@ -25,7 +25,7 @@ def loaded(monkeypatch):
     """Tiny data in place of any named; remembers the names."""
     names = []
 
-    def load(name):
+    def load(name, size=None):
         names.append(name)
         return tiny()
 
@@ -121,7 +121,7 @@ def test_threads(loaded, tmp_path, monkeypatch):
         (["plain20-l2", "--set", "speed=1"], "no setting speed; there are init"),
         (["plain20-l2", "--set", "lr"], "--set takes KEY=VALUE, found 'lr'"),
         (["plain20-l2", "--set", "lr=x"], "lr takes a number, found 'x'"),
-        (["plain20-l2", "--data", "nowhere"], "nowhere: no such folder"),
+        (["plain20-l2", "--data", "nowhere"], "'nowhere': no such folder"),
         (["plain20-l2", "--data", "digits7"], "size must be 8, 16 or 32, found 7"),
         (["plain20-l2", "--device", "tpu"], "device 'tpu' cannot be used"),
         (["plain20-l2", "--data", "digits8", "--set", "blocks=["], "cannot be recorded"),
@@ -207,7 +207,7 @@ def test_interrupt_keeps_a_readable_run(loaded, tmp_path, monkeypatch, capsys):
 
 
 def test_interrupt_before_anything_was_recorded(tmp_path, monkeypatch, capsys):
-    def load(name):
+    def load(name, size=None):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(data_package, "load", load)

@@ -1,6 +1,7 @@
 """Two processes (gloo, CPU) under torchrun: the run is that of one process on the whole batch."""
 
 import copy
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,32 @@ def test_two_ranks_record_the_global_batch(kind: str, tmp_path: Path) -> None:
                 atol=1e-12,
                 err_msg=f"{group}/{name}",
             )
+
+
+@pytest.mark.slow
+def test_two_ranks_with_a_budget_measure_the_same_steps(tmp_path: Path) -> None:
+    store, steps = tmp_path / "run.zarr", 500
+    done = _torchrun(store, "ddp", str(steps), "budget")
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads(Path(f"{store}.{rank}.json").read_text()) for rank in (0, 1))
+    run = propkit.open(store)
+    assert run["slow"]["step"].values.tolist() == first == second
+    expected = _one_process(steps)["activation"].sel(step=first)
+    for name in ("mean", "mean_square"):
+        ours = run["activation"][name].values
+        np.testing.assert_allclose(ours, expected[name].values, rtol=1e-5, atol=1e-7)
+    kept = run.attributes["budget"]
+    (trial, change, *_) = kept["history"]
+    assert (trial["factor"], trial["share_found"]) == (2, None)
+    assert change["factor"] > 2
+    assert change["share_found"] > 0.5
+    # Decided at one flush of 64 rows, adopted by all ranks at the next one, for the steps after.
+    assert first[:129] == list(range(129))
+    assert trial["step"] == 129
+    assert np.diff(first[129:257]).tolist() == [2] * 127
+    late = [step for step in first if step >= change["step"]]
+    assert set(np.diff(late)) <= {change["factor"]}
+    assert len(first) < 300
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import torch
 import xarray
 
 from propkit import experiment, recipes
-from propkit.data import ImageSet
+from propkit.data import Augmentation, ImageSet
 from propkit.experiment import run_recipe
 from propkit.models import plain
 from propkit.training import (
@@ -110,6 +110,8 @@ def test_every_setting_reaches_the_trainer(attached):
             "weight_decay": "0.3",
             "decay": "all",
             "init": "he",
+            "crop": "0.25",
+            "normalization": "channel",
         }
     )
     run_recipe(recipe, tiny(flip=True), seed=3, progress=False)
@@ -124,10 +126,11 @@ def test_every_setting_reaches_the_trainer(attached):
 
     train(
         model,
-        tiny(flip=True),
+        tiny(flip=True).normalized_by("channel"),
         steps=6,
         optimizer=torch.optim.SGD(model.parameters(), 0.03, 0.6, weight_decay=0.3),
         batch_size=8,
+        augmentation=Augmentation(True, 2),
         milestones=(2, 4),
         gamma=0.3,
         orthonormality=0.5,

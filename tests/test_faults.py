@@ -11,7 +11,6 @@ import propkit
 from propkit.notices import PropkitWarning
 from propkit.recording import outbox, patience
 from propkit.schema import Group, Variable
-from propkit.store import arrays
 from propkit.store.run import open as open_run
 from propkit.testing import mlp
 from tests.test_recovery import _fast_disk  # noqa: F401 - a fixture
@@ -39,7 +38,7 @@ class FullDisk:
                 raise OSError(errno.ENOSPC, "No space left on device")
             return real(*arguments)
 
-        monkeypatch.setattr(arrays.os, "pwrite", pwrite)
+        monkeypatch.setattr(os, "pwrite", pwrite)
 
 
 def test_a_full_disk_loses_nothing_once_there_is_room(tmp_path, monkeypatch):
@@ -146,7 +145,7 @@ def test_errors_name_the_path_and_the_remedy(tmp_path, monkeypatch):
     for path, kind, words in (
         (file, ValueError, "is a file, not the directory of a run"),
         (folder, ValueError, "is not a propkit run"),
-        (newer, ValueError, "pip install --upgrade propkit"),
+        (newer, ValueError, "pip install 'propkit>=9.0'"),
         (damaged, OSError, "the steps of its 3 rows are damaged"),
     ):
         before = sorted(tmp_path.rglob("*"))

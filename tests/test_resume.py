@@ -1,5 +1,6 @@
 """A training that goes on in the same run: no gap, no duplicate, and nothing of another model."""
 
+import contextlib
 import copy
 import itertools
 import os
@@ -14,6 +15,7 @@ from torch import nn
 import propkit
 from propkit.notices import PropkitWarning
 from propkit.recording import outbox
+from propkit.store.attributes import to_json
 from propkit.testing import mlp
 from tests.conftest import cross_entropy, make_case, sgd
 from tests.test_recovery import _fast_disk  # noqa: F401 - a fixture
@@ -309,6 +311,28 @@ def test_arguments_that_contradict_each_other(tmp_path, options, error, match):
     with pytest.raises(error, match=match):
         propkit.attach(mlp(), **{"store": tmp_path / "run.zarr", **options})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "named"),
+    [
+        ({"steps": 100, "lr": 0.1}, {"steps": 200, "lr": 0.1}, ""),
+        ({"recipe": {"steps": 100}}, {"recipe": {"steps": 200}}, ""),
+        ({"recipe": {"betas": (0.9, 0.99)}}, {"recipe": {"betas": (0.9, 0.99)}}, ""),
+        ({"steps": 200}, {"steps": 100}, "'steps'"),
+        ({"recipe": {"steps": 1, "lr": 1}}, {"recipe": {"steps": 2, "lr": 2}}, "'recipe.lr'"),
+        ({"warm_up": 1}, {"warm_up": 2}, "'warm_up'"),
+        ({"a": {"b": 1}, "c": 1}, {"a": 1, "d": 1}, "'a', 'c', 'd'"),
+    ],
+)
+def test_which_changes_of_the_configuration_are_noted(tmp_path, before, after, named):
+    path = tmp_path / "run.zarr"
+    propkit.attach(mlp(), path, probes="weight", config=before).detach()
+    words = rf"resumed at step 0: the configuration differs .* in {named}$"
+    with pytest.warns(PropkitWarning, match=words) if named else contextlib.nullcontext():
+        propkit.attach(mlp(), path, probes="weight", config=after, resume=True).detach()
+    last = propkit.open(path).attributes["segments"][-1]
+    assert last.get("config") == (None if to_json(before) == to_json(after) else to_json(after))
 
 
 def test_provenance_of_a_part_with_another_configuration(tmp_path):

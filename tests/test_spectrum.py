@@ -110,11 +110,11 @@ def test_only_the_site_s_slice_is_read(run, monkeypatch) -> None:
         assert np.shares_memory(found.values, run["singular_values"]["value"].values)
         return
     asked = []
-    from xarray.backends.zarr import ZarrArrayWrapper
+    from propkit.store.reading import StoredArray
 
-    read = ZarrArrayWrapper.__getitem__
+    read = StoredArray.__getitem__
     monkeypatch.setattr(
-        ZarrArrayWrapper, "__getitem__", lambda self, key: asked.append(key) or read(self, key)
+        StoredArray, "__getitem__", lambda self, key: asked.append(key) or read(self, key)
     )
     np.testing.assert_array_equal(found.values, VALUES[:, 5:])
     ((steps, values),) = [key.tuple for key in asked]

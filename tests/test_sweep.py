@@ -1,14 +1,20 @@
 """Sweeps: what runs, what is skipped, what goes on. Processes are replaced but for one test."""
 
+import csv
 import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 import propkit
 from propkit import __main__ as cli
 from propkit import recipes, sweep
+from propkit.data import load
+from propkit.experiment import run_recipe
 from propkit.recipes import Job, Sweep
 from propkit.sweep import checkpoint_of, jobs_of, run_sweep
 
@@ -110,7 +116,70 @@ def test_runs_of_processes_are_found_complete_the_next_time(tmp_path, monkeypatc
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
     assert "1/1 skipped: " in out
-    assert "1 of 1 runs are complete" in out
+    assert "1 of 1 runs are there" in out
+    with (tmp_path / "results.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    # One evaluation after two steps and one after the third: the gaps by hand.
+    train, test = run["log"]["accuracy"].values, run["log"]["test_accuracy"].values
+    gaps = [100 * (train[:2].mean() - test[1]), 100 * (train[2] - test[2])]
+    expected = {
+        "train_error": 100 * (1 - train.mean()), "test_error": 100 * (1 - test[2]),
+        "best_test_error": 100 * (1 - np.nanmax(test)), "gap_mean": np.mean(gaps), "gap_max": max(gaps),
+        "runs": 1, "diverged": 0, "steps": 3,
+    }  # fmt: skip
+    assert {k: float(row[k]) for k in expected} == pytest.approx(expected, abs=1e-3)
+    assert (row["network"], row["test_error_std"]) == ("plain8-l2", "")
+
+    assert cli.main([*arguments[:-1], "evaluate_every=3"]) == 2
+    assert "evaluate_every was 2, now 3; name another folder" in capsys.readouterr().err
+    assert cli.main([*arguments, "--set", "lr=1e30", "--overwrite"]) == 0
+    out = capsys.readouterr().out
+    assert "1/1 diverged: " in out
+    assert out.splitlines()[-1] == f"1 of 1 runs are there in {tmp_path}"
+    assert cli.main([*arguments, "--set", "lr=1e30"]) == 0  # that it diverged is the result
+    assert "1/1 skipped: " in capsys.readouterr().out
+
+
+def test_a_run_that_was_killed_goes_on_at_its_checkpoint(tmp_path, monkeypatch):
+    """Killed in its sixth step, after a checkpoint at the third: then value by value the run never killed."""
+    pytest.importorskip("sklearn")
+    settings = {"steps": "8", "batch_size": "8", "every": "1", "evaluate_every": "4"}
+    job = Job("plain8-ortho", settings)
+    store = tmp_path / "killed" / "plain8-ortho-seed0.zarr"
+    store.parent.mkdir()
+    code = f"""if True:
+        import os
+        import torch
+        from propkit import recipes
+        from propkit.data import load
+        from propkit.experiment import _Log, run_recipe
+        torch.set_num_threads(1)
+        log = _Log.on_step
+        def die(self, step, loss, accuracy):
+            if step == 5:
+                os.kill(os.getpid(), 9)
+            log(self, step, loss, accuracy)
+        _Log.on_step = die
+        recipe = recipes.find("plain8-ortho").override({settings!r})
+        run_recipe(recipe, load("digits"), {str(store)!r}, checkpoint_every=3, progress=False)
+    """
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert checkpoint_of(store).exists()
+    assert not sweep.is_complete(store)
+    one = Sweep("one", "", "", (), (job,))
+    (result,) = run_sweep(one, "digits", store.parent, checkpoint_every=3)
+    assert result.state == "complete", result.text
+    run = propkit.open(store)
+    assert len(run.attributes["segments"]) == 2
+    recipe = recipes.find("plain8-ortho").override(settings)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    run_recipe(recipe, load("digits"), tmp_path / "whole.zarr", progress=False)
+    torch.set_num_threads(threads)
+    whole = propkit.open(tmp_path / "whole.zarr")
+    for group in ("log", "error_moment", "weight"):
+        for name in whole[group].data_vars:
+            np.testing.assert_array_equal(run[group][name], whole[group][name], err_msg=name)
 
 
 def test_incomplete_stores(tmp_path):

@@ -465,10 +465,11 @@ class failing:
     def __init__(self, after: int) -> None:
         self.left = after
         self.patches = [
-            mock.patch.object(arrays.os, "pwrite", self.part(os.pwrite)),
-            mock.patch.object(arrays.os, "ftruncate", self.counted(os.ftruncate)),
+            mock.patch.object(os, "pwrite", self.part(os.pwrite)),
+            mock.patch.object(os, "ftruncate", self.counted(os.ftruncate)),
             mock.patch.object(Path, "write_text", self.counted(Path.write_text)),
-            mock.patch.object(Path, "replace", self.counted(Path.replace)),
+            mock.patch.object(os, "write", self.part(os.write)),
+            mock.patch.object(os, "replace", self.counted(os.replace)),
         ]
 
     def counted(self, call):
@@ -481,8 +482,9 @@ class failing:
         return wrapped
 
     def part(self, call):
-        def wrapped(descriptor, data, offset):
-            return self.counted(call)(descriptor, data[: max(1, len(data) // 2)], offset)
+        def wrapped(descriptor, data, *offset):
+            data = memoryview(data).cast("B")
+            return self.counted(call)(descriptor, data[: max(1, len(data) // 2)], *offset)
 
         return wrapped
 

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
 
 BARE, USUAL, FIXED = 0, 1, 2
 """Kinds of steps: nothing is measured; probes are whose sampling may be widened; others too."""
@@ -104,11 +105,21 @@ class Overhead:
         }
 
 
+class Decision(NamedTuple):
+    """A new factor, and the share that was found with the one before; None: it is tried, to have steps to compare."""
+
+    factor: int
+    share_found: float | None
+
+
 class Budget:
     """Widens the sampling by powers of two until measuring costs no more than a share of the step.
 
     Every probe's due steps are thinned to each second, fourth... of them; those of probes with a schedule of their
     own, which are dear and rare on purpose, are left. Given the same times it decides the same.
+
+    One process decides after each step (`consider`). Several ranks must measure the same steps: one of them decides
+    (`decide`), and all adopt that at the same step (`adopt`).
 
     Args:
         share: Added time over the time of steps in which nothing is measured, such as 0.02.
@@ -152,14 +163,16 @@ class Budget:
         Args:
             step: The next step.
         """
+        if decision := self.decide():
+            self.adopt(step, decision)
+
+    def decide(self) -> Decision | None:
+        """What the factor should be by now; None if it is as it should be, or too little is known."""
         overhead = self._overhead
         if overhead.steps[USUAL] - self._decided < ENOUGH:
-            return
+            return None
         if not overhead.known(BARE):
-            if self.factor == 1:
-                self._set(2, step, None)  # so that there are steps to compare with
-                self._trial = True
-            return
+            return Decision(2, None) if self.factor == 1 else None
         self._decided = overhead.steps[USUAL]
         trial, self._trial = self._trial, False
         spent = overhead.cost(USUAL) * self._wanted / self._all
@@ -167,8 +180,19 @@ class Budget:
         needed = _power(whole / self._share)
         if needed < self.factor and not trial:
             needed = min(self.factor, _power(whole / (CALM * self._share)))
-        if needed != self.factor:
-            self._set(needed, step, whole / self.factor)
+        return Decision(needed, whole / self.factor) if needed != self.factor else None
+
+    def adopt(self, step: int, decision: Decision) -> None:
+        """Sample as was decided.
+
+        Args:
+            step: The first step for which `thin` has not been called yet.
+            decision: See `decide`.
+        """
+        self.factor = decision.factor
+        self._trial = decision.share_found is None
+        self._decided = self._overhead.steps[USUAL]
+        self._history.append({"step": step, **decision._asdict()})
 
     def report(self) -> dict[str, object]:
         """What the run remembers: the ``share``, the ``factor`` by now, and when and why it changed (``history``)."""
@@ -178,11 +202,6 @@ class Budget:
             "fixed": sorted(self.fixed),
             "history": [dict(change) for change in self._history],
         }
-
-    def _set(self, factor: int, step: int, found: float | None) -> None:
-        self.factor = factor
-        self._decided = self._overhead.steps[USUAL]
-        self._history.append({"step": step, "factor": factor, "share_found": found})
 
 
 def kind_of(active: Collection[str], fixed: Collection[str]) -> int:

@@ -1,6 +1,6 @@
 """The writer's job for one flush, done in the background: combine, append, commit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +34,7 @@ def write_flush(
     attributes: Mapping[str, object],
     ranks: Ranks | None,
     health: Health,
+    after: Callable[[], None] = lambda: None,
 ) -> None:
     """Write what one flush brought and commit it.
 
@@ -47,12 +48,14 @@ def write_flush(
         attributes: Root attributes to set.
         ranks: The processes that measured shares of the batch; None: this one measured it all.
         health: Looks at the values.
+        after: What all ranks do when the values are gathered.
     """
     for event in ready:
         event.synchronize()
     values = rows_to_host(rows)
     if ranks is not None:
         everyone = ranks.gather(Shares(plan.keys, values))
+        after()
         if not ranks.writes:
             return
         values = join(everyone, plan.keys)

@@ -15,6 +15,7 @@ from propkit.store.place import Source, is_local
 
 if TYPE_CHECKING:
     from propkit.store.protocol import Writer
+    from propkit.store.resume import Left
     from propkit.store.run import Run
 
 
@@ -102,7 +103,7 @@ class Target:
         if self.store is None:
             return _in_memory(attributes, BEGINNING)
         if not is_local(self.store):
-            return self._elsewhere(self.store, attributes)
+            return self._elsewhere(self.store, attributes, probes, sites)
         if self.resume and (self.step or os.path.lexists(Path(self.store).expanduser())):
             return self._continue(self.store, attributes, probes, sites)
         from propkit.store import run as stores
@@ -111,15 +112,33 @@ class Target:
         writer = ZarrWriter.create(self.store, attributes, self.overwrite, self.durable)
         return Opened(writer, lambda: stores.open(writer.path), BEGINNING)
 
-    def _elsewhere(self, store: Source, attributes: dict[str, Any]) -> Opened:
+    def _elsewhere(
+        self,
+        store: Source,
+        attributes: dict[str, Any],
+        probes: Sequence[Probe],
+        sites: Sequence[Site],
+    ) -> Opened:
         from propkit.store import run as stores
+        from propkit.store.object_resume import take_up_objects
         from propkit.store.object_writer import ObjectWriter
 
-        if self.resume or self.durable:
+        if self.durable:
             raise ValueError(
-                "attach: resume= and durable= are for runs in a directory of this machine; record a new run, or record "
-                "here and copy it with run.export(URL)"
+                "attach: durable= is for runs in a directory of this machine; elsewhere the store keeps what it has "
+                "acknowledged, leave it out"
             )
+        if self.resume:
+            try:
+                left = take_up_objects(store, self.takeover)
+            except FileNotFoundError:
+                if self.step:
+                    raise
+            else:
+                new = self._new(left, attributes, probes, sites)
+                writer = ObjectWriter.resume(left, new["steps"], new)
+                _tell(left, attributes, new)
+                return Opened(writer, lambda: stores.open(store), start_of(left, new))
         writer = ObjectWriter.create(store, attributes, self.overwrite)
         return Opened(writer, lambda: stores.open(store), BEGINNING)
 
@@ -144,17 +163,36 @@ class Target:
 
         left = take_up(store, self.takeover)
         try:
-            check_same(left, probes, sites)
-            new = continuing(left, attributes, left.steps if self.step is None else self.step)
+            new = self._new(left, attributes, probes, sites)
             writer = ZarrWriter.resume(left, new["steps"], new, self.durable)
         except BaseException:
             left.let_go()
             raise
-        for note in new["notes"][len(left.attributes.get("notes", [])) :]:
-            say(f"{left.path}: {note}")
-        mine: list[str] = attributes["notes"]
-        mine[:] = [*new["notes"], *(note for note in mine if note not in new["notes"])]
+        _tell(left, attributes, new)
         return Opened(writer, lambda: stores.open(writer.path), start_of(left, new))
+
+    def _new(
+        self,
+        left: "Left",
+        attributes: dict[str, Any],
+        probes: Sequence[Probe],
+        sites: Sequence[Site],
+    ) -> dict[str, Any]:
+        """Root attributes to set in a run that goes on.
+
+        Raises:
+            ValueError: It is a run of something else.
+        """
+        check_same(left, probes, sites)
+        return continuing(left, attributes, left.steps if self.step is None else self.step)
+
+
+def _tell(left: "Left", attributes: dict[str, Any], new: dict[str, Any]) -> None:
+    """Say what there is to be said of a run that goes on, and keep its notes with those of now."""
+    for note in new["notes"][len(left.attributes.get("notes", [])) :]:
+        say(f"{left.name}: {note}")
+    mine: list[str] = attributes["notes"]
+    mine[:] = [*new["notes"], *(note for note in mine if note not in new["notes"])]
 
 
 def _in_memory(attributes: dict[str, Any], start: Start) -> Opened:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from propkit.hooks.taps import Place
 from propkit.notices import say
 from propkit.recording.background import Inline, Worker
+from propkit.recording.budget import Budget, Overhead, costs
 from propkit.recording.curves import Curves
 from propkit.recording.flush import write_flush
 from propkit.recording.health import Health
@@ -56,7 +57,8 @@ class Outbox:
         self.curves = Curves(start.step, start.curves)
         self.health = Health(start.not_finite)
         self.faults: dict[str, str] = {}
-        self.costs: Callable[[], Mapping[str, object]] = dict
+        self._costs: Callable[[], Mapping[str, object]] = dict
+        self._budget: Budget | None = None
         self._earlier_faults = start.faults
         self._layout = layout
         self._notes = notes
@@ -78,6 +80,11 @@ class Outbox:
     def trouble(self) -> OSError | None:
         """Why what was flushed last is not written yet; it is tried again at the next flush."""
         return self._writer.trouble
+
+    def watch(self, overhead: Overhead, budget: Budget | None) -> None:
+        """Keep in the run what the recording costs; with several ranks, see to it that they keep one budget."""
+        self._costs = lambda: costs(overhead, budget)
+        self._budget = budget
 
     def note(self, text: str) -> None:
         """Say something once, and keep it in the run."""
@@ -119,6 +126,7 @@ class Outbox:
         """
         self._flushed = time.monotonic()
         self._steps = steps
+        agree = self._agreement(steps, last=before is None)
         groups: list[Group] = []
         if self.rows:
             groups = self._layout.new_groups(places)
@@ -148,6 +156,7 @@ class Outbox:
                 self._remarks(),
                 self._ranks,
                 self.health,
+                agree,
             )
         )
 
@@ -196,10 +205,26 @@ class Outbox:
                     "written, and propkit.open(...).compact() tries again"
                 )
 
+    def _agreement(self, steps: int, last: bool) -> Callable[[], None]:
+        """Adopt what rank 0 decided on the budget one flush ago, as all ranks do at this flush, and decide anew."""
+        ranks, budget = self._ranks, self._budget
+        if ranks is None or budget is None:
+            return lambda: None
+        decision = None
+        if not last:
+            self._worker.drain()  # what was flushed last, some steps ago
+            agreed, ranks.agreed = ranks.agreed, None
+            if agreed is not None:
+                budget.adopt(
+                    steps + 1, agreed
+                )  # what is measured in the next step has been decided
+            decision = budget.decide() if ranks.writes else None
+        return functools.partial(ranks.agree, decision)
+
     def _remarks(self) -> dict[str, object]:
         return {
             "steps": self._steps,
             "notes": list(self._notes),
             "faults": self._earlier_faults | self.faults,
-            **self.costs(),
+            **self._costs(),
         }

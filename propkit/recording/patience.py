@@ -1,6 +1,7 @@
 """A writer that waits for better times: what cannot be written now is kept and tried again at the next commit."""
 
 import functools
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -14,11 +15,19 @@ HELD_BYTES = 1 << 28
 """What is kept in memory at most while the disk is full; after that the recording ends."""
 
 
+SLOW = 1.0
+"""Seconds from which a try that failed took long."""
+
+PAUSE = 10
+"""How many times as long nothing is tried then."""
+
+
 class PatientWriter:
     """Stands before another writer, with its methods (`propkit.store.protocol.Writer`).
 
     A disk that is full, or a network that is down, need not end the recording: `commit` returns, `trouble` says what is
-    wrong, and nothing is lost while there is memory for it.
+    wrong, and nothing is lost while there is memory for it. A try that took seconds to fail is repeated after ten
+    times as long at the earliest: a network that is down does not take the time of the training.
 
     Args:
         writer: The writer of the store.
@@ -32,6 +41,7 @@ class PatientWriter:
         self._writer = writer
         self._waiting: deque[Callable[[], None]] = deque()
         self._held = 0
+        self._not_before = 0.0
 
     def define(self, group: "Group") -> None:
         """See `Writer.define`."""
@@ -48,10 +58,15 @@ class PatientWriter:
 
     def commit(self) -> None:
         """Write all that waits, and commit it; if that fails, later."""
+        begun = time.monotonic()
+        if self.trouble is not None and begun < self._not_before and self._held <= HELD_BYTES:
+            return
         try:
             self._catch_up()
             self._writer.commit()
         except OSError as error:
+            took = time.monotonic() - begun
+            self._not_before = begun + took + (PAUSE * took if took > SLOW else 0)
             self._met(error)
         else:
             self.trouble, self._held = None, 0

@@ -8,6 +8,7 @@ import numpy as np
 import torch.distributed as dist
 
 from propkit.hooks.taps import Key
+from propkit.recording.budget import Decision
 from propkit.recording.rows import Values
 
 _PATIENCE = datetime.timedelta(minutes=10)
@@ -24,11 +25,17 @@ class Ranks:
     """A process group of its own for the recorder, on the host (gloo), so that it never meets the training's traffic.
 
     Making it is a collective operation, like every flush: all ranks attach, and all detach.
+
+    Attributes:
+        rank: Number of this process.
+        size: How many there are.
+        agreed: What rank 0 decided on the budget when the last flush was made.
     """
 
     def __init__(self) -> None:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
+        self.agreed: Decision | None = None
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
 
     @staticmethod
@@ -48,6 +55,10 @@ class Ranks:
         message = [said]
         dist.broadcast_object_list(message, src=0, group=self._group)
         return message[0]
+
+    def agree(self, decision: Decision | None) -> None:
+        """Keep what rank 0 decided on the budget in `agreed`, on every rank: a collective operation."""
+        self.agreed = self.told(decision)
 
     def part(self) -> None:
         """Wait for all ranks, so that none closes its connections while another still reads."""

@@ -10,9 +10,10 @@ import torch
 
 from propkit.hooks.loss_scale import LossScale
 from propkit.hooks.taps import Key
+from propkit.notebook import recorder_html
 from propkit.notices import say
 from propkit.probe import Measurement
-from propkit.recording.budget import Budget, Overhead, costs, kind_of
+from propkit.recording.budget import Budget, Overhead, kind_of
 from propkit.recording.hooks import Hooks
 from propkit.recording.layout import Layout
 from propkit.recording.outbox import Outbox
@@ -52,7 +53,7 @@ class Recorder:
         self._own_schedule = frozenset(own_schedule)
         self._overhead = Overhead()
         self._budget = None if budget is None else Budget(budget, own_schedule, self._overhead)
-        outbox.costs = lambda: costs(self._overhead, self._budget)
+        outbox.watch(self._overhead, self._budget)
         self._wide = layout.wide_probes()
         self._open_run = open_run
         self._loss_scale = loss_scale
@@ -131,7 +132,7 @@ class Recorder:
         self.steps += 1
         self._stepped = True
         self._overhead.lap(kind_of(self._active, self._own_schedule), began)
-        if self._budget is not None:
+        if self._budget is not None and self._ranks is None:
             self._budget.consider(self.steps)
         self._begin_step()
         if self._outbox.due(wide):
@@ -170,13 +171,13 @@ class Recorder:
         state = "detached" if self._detached else f"recording {', '.join(self._schedules)}"
         return f"<propkit.Recorder: {state}, step {self.steps}>"
 
-    # -- what the hooks call ------------------------------------------------------------------------------------
+    _repr_html_ = recorder_html
 
     def receive(
         self,
         key: Key,
         measurement: Measurement,
-        value: torch.Tensor,
+        value: float | torch.Tensor,
         weight: float | torch.Tensor,
         origin: int,
     ) -> None:
@@ -185,7 +186,7 @@ class Recorder:
         Raises:
             ValueError: It is 1-d and longer or shorter than it may be.
         """
-        if value.ndim:
+        if isinstance(value, torch.Tensor) and value.ndim:
             slot = self._layout.slot(key, measurement, len(value))
             value = own_copy(value, measurement.dtype_of(key.variable))
         else:
@@ -212,8 +213,6 @@ class Recorder:
         self._close("failed", f"{type(error).__name__}: {error}"[:500])
         if self._strict:
             raise error
-
-    # -- inside -------------------------------------------------------------------------------------------------
 
     def start(
         self, hooks: Hooks, stop_listening: Callable[[], None], found: Callable[[], str | None]

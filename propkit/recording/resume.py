@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from propkit.probe import Probe
-from propkit.schema import LOG, SCHEMA_VERSION, SITE, Group, Variable
+from propkit.schema import LOG, SITE, Group, Variable
 from propkit.sites import Site, fans, type_name
+from propkit.store.attributes import to_json
 
 if TYPE_CHECKING:
-    from propkit.store.resume import LeftRun
+    from propkit.store.resume import Left
 
 Call = tuple[str, int]
 """A site and the number of its call."""
@@ -48,7 +49,7 @@ class Start(NamedTuple):
 BEGINNING = Start()
 
 
-def start_of(run: "LeftRun", attributes: Mapping[str, Any]) -> Start:
+def start_of(run: "Left", attributes: Mapping[str, Any]) -> Start:
     """Where a recording that continues `run` begins, `attributes` being what `continuing` gave."""
     groups = {name: stored.group for name, stored in run.groups.items()}
     log = groups.pop(LOG, None)
@@ -75,7 +76,7 @@ def segment(attributes: Mapping[str, Any], first_step: int) -> dict[str, Any]:
     }
 
 
-def continuing(run: "LeftRun", attributes: Mapping[str, Any], step: int) -> dict[str, Any]:
+def continuing(run: "Left", attributes: Mapping[str, Any], step: int) -> dict[str, Any]:
     """Root attributes to set when a run goes on, and its new notes at the end of ``notes``.
 
     What the run says of how it began (configuration, seed, label, versions) stays.
@@ -95,12 +96,12 @@ def continuing(run: "LeftRun", attributes: Mapping[str, Any], step: int) -> dict
     dropped = max((int((g.steps >= step).sum()) for g in run.groups.values()), default=0)
     if dropped:
         notes.append(f"{dropped} rows of steps from {step} on were dropped")
-    new, was = attributes["config"], old.get("config") or {}
-    changed = sorted(k for k in {*new, *was} if new.get(k) != was.get(k)) if new else []
+    new, was = to_json(attributes["config"]), old.get("config") or {}
     part = segment(attributes, step)
-    if changed:
+    if new and new != was:
         part["config"] = new
-        notes.append(f"the configuration differs from the run's first one in {_some(changed)}")
+        if changed := sorted(_changed(was, new)):
+            notes.append(f"the configuration differs from the run's first one in {_some(changed)}")
     notes = [f"resumed at step {step}: {note}" for note in notes]
     first = old.get("not_finite") or {}
     return {
@@ -115,6 +116,17 @@ def continuing(run: "LeftRun", attributes: Mapping[str, Any], step: int) -> dict
     }
 
 
+def _changed(was: Mapping[str, Any], new: Mapping[str, Any], within: str = "") -> Iterable[str]:
+    """Paths of the settings that differ; a number of ``steps`` that has grown is what resuming is for."""
+    for key in {**was, **new}:
+        old, now = was.get(key), new.get(key)
+        grown = isinstance(old, int) and isinstance(now, int) and now > old
+        if isinstance(old, Mapping) and isinstance(now, Mapping):
+            yield from _changed(old, now, f"{within}{key}.")
+        elif old != now and not (key == "steps" and grown):
+            yield within + key
+
+
 def declared(probes: Iterable[Probe], sites: Iterable[Site]) -> dict[str, Any]:
     """Root attributes by which a run is recognised when it is to be continued."""
     return {
@@ -123,7 +135,7 @@ def declared(probes: Iterable[Probe], sites: Iterable[Site]) -> dict[str, Any]:
     }
 
 
-def check_same(run: "LeftRun", probes: Sequence[Probe], sites: Sequence[Site]) -> None:
+def check_same(run: "Left", probes: Sequence[Probe], sites: Sequence[Site]) -> None:
     """Refuse to continue a run with other sites, probes or variables.
 
     Raises:
@@ -132,15 +144,12 @@ def check_same(run: "LeftRun", probes: Sequence[Probe], sites: Sequence[Site]) -
     found = list(_differences(run, probes, sites))
     if found:
         raise ValueError(
-            f"{run.path} cannot be continued, for what is attached differs from what it holds: {'; '.join(found)}. "
+            f"{run.name} cannot be continued, for what is attached differs from what it holds: {'; '.join(found)}. "
             "Attach as before, or choose another name"
         )
 
 
-def _differences(run: "LeftRun", probes: Sequence[Probe], sites: Sequence[Site]) -> Iterable[str]:
-    version = run.attributes["schema_version"]
-    if version != SCHEMA_VERSION:
-        yield f"it is in layout {version}, this propkit writes layout {SCHEMA_VERSION}"
+def _differences(run: "Left", probes: Sequence[Probe], sites: Sequence[Site]) -> Iterable[str]:
     now, was = declared(probes, sites), run.attributes
     groups = {name: stored.group for name, stored in run.groups.items() if name != LOG}
     functions = was.get("functions") or {name: now["functions"].get(name) for name in groups}

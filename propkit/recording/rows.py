@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 class Observation(NamedTuple):
-    """One value as the hooks deliver it: its slot, its tensor (0-d or 1-d), its weight in a mean and its origin."""
+    """One value as the hooks deliver it: its slot, its tensor (0-d or 1-d) or number, its weight and its origin."""
 
     slot: int
-    value: torch.Tensor
+    value: float | torch.Tensor
     weight: float | torch.Tensor
     origin: int
 
@@ -79,7 +79,9 @@ def make_row(step: int, observations: Sequence[Observation]) -> Row:
     spectra = []
     by_device: dict[torch.device, list[int]] = {}
     for i, o in enumerate(observations):
-        if o.value.ndim:
+        if not isinstance(o.value, torch.Tensor):
+            by_device.setdefault(_CPU, []).append(i)
+        elif o.value.ndim:
             spectra.append(Spectrum(o.slot, o.value, float(o.weight)))
         else:
             by_device.setdefault(o.value.device, []).append(i)
@@ -99,10 +101,23 @@ def make_row(step: int, observations: Sequence[Observation]) -> Row:
     )
 
 
-def _stack(values: list[torch.Tensor]) -> torch.Tensor:
-    """One vector of 0-d tensors of any real dtypes on one device."""
-    exact = torch.float32 if values[0].device.type == "mps" else torch.float64
-    return torch.stack([v if v.dtype == exact else v.to(exact) for v in values])
+def _stack(values: Sequence[float | torch.Tensor]) -> torch.Tensor:
+    """One vector of 0-d tensors of any real dtypes on one device, and of numbers."""
+    tensors = [v for v in values if isinstance(v, torch.Tensor)]
+    if not tensors:
+        return torch.tensor(values, dtype=torch.float64)
+    exact = torch.float32 if tensors[0].device.type == "mps" else torch.float64
+    stacked = torch.stack([v if v.dtype == exact else v.to(exact) for v in tensors])
+    if len(tensors) == len(values):
+        return stacked
+    mixed = stacked.new_empty(len(values))
+    known = torch.tensor([isinstance(v, torch.Tensor) for v in values], device=mixed.device)
+    mixed[known] = stacked
+    mixed[~known] = mixed.new_tensor([v for v in values if not isinstance(v, torch.Tensor)])
+    return mixed
+
+
+_CPU = torch.device("cpu")
 
 
 def events(rows: Sequence[Row]) -> list[torch.cuda.Event]:

@@ -64,11 +64,8 @@ def export(run: "Run", target: str | os.PathLike[str], *, overwrite: bool = Fals
 
 def contents(run: "Run") -> Iterator[tuple[str, bytes]]:
     """What a compact store of the run holds, key and content; the root metadata come last."""
-    import zarr
-
     store = run.store()
     root = parse_root(get(store, "zarr.json", run.name), run.name)
-    group = zarr.open_group(store, mode="r", use_consolidated=True)
     nodes: dict[str, Any] = {}
     for key, node in root["consolidated_metadata"]["metadata"].items():
         name, _, variable = key.partition("/")
@@ -79,13 +76,13 @@ def contents(run: "Run") -> Iterator[tuple[str, bytes]]:
             own = {k: v for k, v in node.items() if k != "consolidated_metadata"}
             yield f"{key}/zarr.json", json.dumps(own).encode()
             continue
-        array: Any = group[key]
+        rows = rows_of(store, key, node)
         if grows(node):
             # The run may have grown since: no rows but those that it had by its root.
             nodes[key] = node = compact_node(node)
-            chunks: Iterable[tuple[str, bytes]] = packed(node, rows_of(array))
+            chunks: Iterable[tuple[str, bytes]] = packed(node, rows)
         else:
-            chunks = Encoder(node).encode(0, array[: node["shape"][0]]).items()
+            chunks = Encoder(node).encode(0, rows(0, node["shape"][0])).items()
         for chunk, data in chunks:
             yield f"{key}/{chunk}", data
         yield f"{key}/zarr.json", json.dumps(node).encode()

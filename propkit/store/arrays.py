@@ -1,7 +1,7 @@
 """The arrays of a store: described by zarr, written in place."""
 
+import functools
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +14,11 @@ import numpy.typing as npt
 
 from propkit.schema import STEP, Group
 from propkit.store.attributes import to_json
-from propkit.store.sync import sync_path
+from propkit.store.files import replace_file, write_at
 from propkit.store.table import STEP_ATTRIBUTES, TEXT
+
+COMPACT = (",", ":")
+"""Separators of JSON that is written at each commit."""
 
 CHUNK_BYTES = 1 << 20
 """About what a chunk holds: enough for fast reading, little enough to be read for a few rows."""
@@ -49,7 +52,7 @@ class GrowingArray:
 
     def text(self, rows: int) -> str:
         """The array's metadata once it has that many rows."""
-        return f'{{"shape": {[rows, *self.row]}, {self.metadata}'
+        return f'{{"shape": [{rows}{self._rest}'
 
     def write(self, start: int, block: npt.NDArray[np.generic], column: int = 0) -> None:
         """Put rows `start`, `start` + 1, ... where zarr looks for them; only the chunks from `column` on."""
@@ -62,8 +65,7 @@ class GrowingArray:
                 width = part.nbytes // len(part)
                 # A new chunk gets its full size at once (a sparse file): zarr decodes whole chunks.
                 size = self.period * width if first == origin else None
-                file = self.folder / f"c.{chunk}{name}"
-                _write_at(file, part.data.cast("B"), (first - origin) * width, size)
+                write_at(f"{self._chunks}{chunk}{name}", part, (first - origin) * width, size)
 
     def widened(self, row: tuple[int, ...], rows: int) -> "GrowingArray":
         """The array with wider rows, `rows` of which are there: NaN in the new columns."""
@@ -80,7 +82,7 @@ class GrowingArray:
     def cut(self, rows: int, beyond: int) -> None:
         """Remove rows from `rows` on, of which `beyond` - `rows` were written, and columns that it has not."""
         last = -(-rows // self.period)
-        names = self._names()
+        names = self._names
         for file in self.folder.glob("c.*"):
             chunk, _, name = file.name.removeprefix("c.").partition(".")
             if int(chunk) >= last or (f".{name}" if name else "") not in names:
@@ -97,8 +99,19 @@ class GrowingArray:
                 start, stop = 0, self.period
             blank = np.full((max(0, stop - start), *inner), fill, self.dtype)
             if len(blank):
-                _write_at(file, blank.data.cast("B"), start * blank[0].nbytes, None)
+                write_at(str(file), blank, start * blank[0].nbytes, None)
 
+    @functools.cached_property
+    def _rest(self) -> str:
+        """The array's metadata after the number of rows."""
+        return "".join(f", {n}" for n in self.row) + f"], {self.metadata}"
+
+    @functools.cached_property
+    def _chunks(self) -> str:
+        """How the paths of the chunks begin."""
+        return f"{self.folder}/c."
+
+    @functools.cached_property
     def _names(self) -> list[str]:
         """Ends of the names of the chunks that hold one row."""
         if not self.row:
@@ -110,10 +123,10 @@ class GrowingArray:
         self, rows: npt.NDArray[np.generic], column: int
     ) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
         """End of the chunk's name, and what it holds of the rows: all its columns, NaN beyond those there are."""
-        if not self.row:
-            yield "", rows
+        if not self.row or self.columns == self.row[0]:
+            yield from ((name, rows) for name in self._names[column:])
             return
-        for i, name in list(enumerate(self._names()))[column:]:
+        for i, name in list(enumerate(self._names))[column:]:
             part = rows[:, i * self.columns : (i + 1) * self.columns]
             if part.shape[1] < self.columns:
                 whole = np.full((len(rows), self.columns, *self.row[1:]), np.nan, self.dtype)
@@ -188,7 +201,7 @@ def write_coordinates(path: Path, group: Group, before: Mapping[str, str]) -> di
         files = _encode(shape, (chunk,), dtype, None, (dim,), marks, values)
         for file, data in files.items():
             replace_file(path, path / key / file, data)
-        fixed[key] = files["zarr.json"].decode()
+        fixed[key] = json.dumps(json.loads(files["zarr.json"]), separators=COMPACT)
     return fixed
 
 
@@ -205,31 +218,6 @@ def create_values(path: Path, group: Group) -> dict[str, GrowingArray]:
         )
         for v in group.variables
     }
-
-
-def replace_file(store: Path, file: Path, data: str | bytes, durable: bool = False) -> None:
-    """Replace a file at once; it is prepared beside the store, since zarr warns of files that it does not know.
-
-    Args:
-        store: Where the file lies.
-        file: Its path.
-        data: Its content.
-        durable: Wait until it is on the disk.
-    """
-    draft = store.with_name(f".{store.name}.draft")
-    try:
-        if isinstance(data, str):
-            draft.write_text(data)
-        else:
-            draft.write_bytes(data)
-        if durable:
-            sync_path(draft)
-        draft.replace(file)
-        if durable:
-            sync_path(file.parent)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
 
 
 def _create_array(
@@ -250,7 +238,8 @@ def _create_array(
     metadata = json.loads(files["zarr.json"])
     del metadata["shape"]
     little = dtype.newbyteorder("<").str
-    return GrowingArray(folder, little, row, period, columns, json.dumps(metadata)[1:])
+    kept = json.dumps(metadata, separators=COMPACT)[1:]
+    return GrowingArray(folder, little, row, period, columns, kept)
 
 
 def _encode(
@@ -283,16 +272,3 @@ def _encode(
     if values is not None:
         array[:] = values.astype(object) if values.dtype.kind in TEXT else values
     return {name: data.to_bytes() for name, data in kept.items()}
-
-
-def _write_at(file: Path, data: memoryview, offset: int, size: int | None) -> None:
-    """Write bytes in place, creating the file and giving it its size if need be."""
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if size is not None and size != len(data):
-            os.ftruncate(descriptor, size)
-        while data:  # a disk that is nearly full takes a part
-            written = os.pwrite(descriptor, data, offset)
-            data, offset = data[written:], offset + written
-    finally:
-        os.close(descriptor)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from propkit.redaction import redacted_text
 from propkit.schema import SCHEMA_VERSION, STATES
 from propkit.store.sync import boot_id
 
@@ -37,7 +38,7 @@ def ending(state: str, reason: str) -> dict[str, object]:
     """
     if state not in STATES[1:]:
         raise ValueError(f"a run ends as one of {', '.join(STATES[1:])}, found {state!r}")
-    return {"state": state, "reason": reason}
+    return {"state": state, "reason": redacted_text(reason)}
 
 
 def stamp(
@@ -63,9 +64,10 @@ def stamp(
     """
     steps = {name: step for name, step in last.items() if step is not None}
     commit: dict[str, object] = {"seq": seq, "time": now(), "last_step": steps}
+    if generation or rows is not None:
+        commit["generation"] = generation
     if rows is not None:
         commit |= {
-            "generation": generation,
             "rows": {**rows},
             "durable_rows": {**(durable or {})},
             "boot_id": boot_id(),
@@ -91,8 +93,11 @@ def to_json(value: Mapping[str, object]) -> dict[str, object]:
 
 
 def texts(attributes: Mapping[str, object]) -> dict[str, str]:
-    """The attributes, each as JSON: most of them never change again."""
-    return {name: json.dumps(value, allow_nan=False) for name, value in to_json(attributes).items()}
+    """The attributes, each as a member of a JSON object: most of them never change again."""
+    return {
+        name: f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}"
+        for name, value in to_json(attributes).items()
+    }
 
 
 def _plain(value: object) -> object:

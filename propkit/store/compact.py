@@ -10,19 +10,22 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from propkit.store.arrays import GrowingArray, replace_file
+from propkit.store.arrays import GrowingArray
+from propkit.store.files import replace_file
 from propkit.store.hold import claim, release
 from propkit.store.packing import (
     COMPACT,
     LIVE,
     Encoder,
     Node,
+    array_of,
     compact_node,
     grows,
     is_live,
@@ -31,6 +34,9 @@ from propkit.store.packing import (
 )
 from propkit.store.root import local, read_root
 from propkit.store.sync import sync_path, sync_since
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
 
 __all__ = ["COMPACT", "LIVE", "compact", "expand", "layout_of", "worthwhile"]
 
@@ -82,8 +88,15 @@ Rows = Callable[[int, int], npt.NDArray[np.generic]]
 """Values of the rows from start to stop."""
 
 
-def rows_of(array: Any) -> Rows:
-    """The rows of a zarr array."""
+def rows_of(store: "Store", key: str, node: Node) -> Rows:
+    """The rows of the array under `key`, as `node` describes it."""
+    from propkit.store.live import read_live
+    from propkit.store.run_directory import RunDirectory
+
+    if isinstance(store, RunDirectory) and grows(node) and is_live(node):
+        rest = (slice(None),) * (len(node["shape"]) - 1)
+        return lambda start, stop: read_live(store, key, node, (slice(start, stop), *rest))
+    array = array_of(store, key, node)
     return lambda start, stop: array[start:stop]
 
 
@@ -96,7 +109,6 @@ def packed(node: Node, read: Rows) -> Iterator[tuple[str, bytes]]:
 
 
 def _pack(folder: Path, node: Node, read: Rows) -> dict[str, Any]:
-    shutil.rmtree(folder / "c", ignore_errors=True)  # of a compaction that was killed
     packed_node = compact_node(node)
     for name, data in packed(packed_node, read):
         file = folder / name
@@ -106,7 +118,6 @@ def _pack(folder: Path, node: Node, read: Rows) -> dict[str, Any]:
 
 
 def _unpack(folder: Path, node: Node, read: Rows) -> dict[str, Any]:
-    _clear_live(folder)
     live = live_node(node)
     rows, *row = node["shape"]
     period, *inner = live["chunk_grid"]["configuration"]["chunk_shape"]
@@ -127,7 +138,7 @@ def _rewrite(
     grace: float,
 ) -> None:
     """Bring the arrays concerned into the other layout."""
-    import zarr
+    from propkit.store.run_directory import RunDirectory
 
     place = local(path).resolve()
     read_root(place)
@@ -136,11 +147,17 @@ def _rewrite(
         root = read_root(place)
         mark = (place / "zarr.json").stat().st_mtime_ns
         nodes = root["consolidated_metadata"]["metadata"]
-        group = zarr.open_group(place, mode="r", use_consolidated=True)
+        store = RunDirectory(place, read_only=True)
         todo = [key for key, node in nodes.items() if grows(node) and concerned(node)]
-        for key in todo:
-            array: Any = group[key]
-            nodes[key] = rewrite(place / key, nodes[key], rows_of(array))
+        with ThreadPoolExecutor(1) as disk:  # which takes one array while the next is coded
+            taken = []
+            for key in todo:
+                node = nodes[key]
+                _clear(place / key, node)  # what a rewriting that was killed has left
+                nodes[key] = rewrite(place / key, node, rows_of(store, key, node))
+                taken.append(disk.submit(sync_since, place / key, mark))
+            for on_disk in taken:
+                on_disk.result()
         if todo:
             # On the disk before the old ones go: a power failure must not take both.
             sync_since(place, mark)

@@ -79,12 +79,13 @@ def contents_of_store(
 
 
 def dataset_of_store(
-    store: "Store", group: str, held: Contents, chunks: Chunks = None
+    store: "Store", root: Mapping[str, Any], group: str, held: Contents, chunks: Chunks = None
 ) -> "xr.Dataset":
     """A group of a store, as of the commit in which it held that; values are read when they are used.
 
     Args:
         store: Where it is.
+        root: The root metadata, of that commit or of a later one: the run may be compact by now.
         group: Its name.
         held: What it held.
         chunks: For dask, as in `xarray.open_zarr`; None: without dask.
@@ -94,17 +95,12 @@ def dataset_of_store(
     """
     import xarray as xr
 
-    dataset: xr.Dataset = xr.open_zarr(store, group=group, chunks=chunks, consolidated=True)
-    # The run may have grown since: all groups are handed out as of the same commit.
-    dataset = dataset.drop_vars([name for name in dataset.data_vars if name not in held.variables])
-    longer = {d: slice(n) for d, n in held.sizes.items() if dataset.sizes.get(d, n) > n}
-    if longer:
-        dataset = dataset.isel(longer)
-    text = {k: (v.dims, _text(v.values)) for k, v in dataset.coords.items() if v.dtype.kind in TEXT}
-    dataset = dataset.assign_coords(
-        text
-    )  # all of them: a selection leaves out those of no variable
-    return _in_order(dataset[list(held.variables)].assign_coords(dataset.coords))
+    from propkit.store.reading import StoredGroup, StoredGroups
+
+    nodes = root["consolidated_metadata"]["metadata"]
+    stored = StoredGroup(store, nodes, group, held.variables, held.sizes)
+    dataset = xr.open_dataset(stored, engine=StoredGroups, chunks=chunks)  # type: ignore[arg-type]
+    return _in_order(dataset)
 
 
 def dataset_of_rows(rows: Rows) -> "xr.Dataset":
@@ -115,7 +111,7 @@ def dataset_of_rows(rows: Rows) -> "xr.Dataset":
     coords: dict[str, Any] = {STEP: (STEP, rows.step, STEP_ATTRIBUTES)}
     for name, (dim, values, attributes) in group.coordinates().items():
         text = values.dtype.kind in TEXT
-        coords[name] = (dim, _text(values) if text else values, attributes)
+        coords[name] = (dim, plain_text(values) if text else values, attributes)
     variables = {
         v.name: (group.dims(v), rows.columns[v.name], v.attributes()) for v in group.variables
     }
@@ -130,6 +126,6 @@ def _in_order(dataset: "xr.Dataset") -> "xr.Dataset":
     return dataset.isel({SITE: [i for i in order if i < dataset.sizes[SITE]]})
 
 
-def _text(values: npt.NDArray[Any]) -> npt.NDArray[np.str_]:
-    # NumPy's plain strings: xarray neither plots nor outer-joins the newer kind that zarr returns.
+def plain_text(values: npt.NDArray[Any]) -> npt.NDArray[np.str_]:
+    """NumPy's plain strings: xarray neither plots nor outer-joins the newer kind that zarr returns."""
     return np.array(values.tolist(), np.str_)

@@ -81,7 +81,7 @@ def take(store: Path) -> int:
     except BlockingIOError as error:
         os.close(descriptor)
         reason = (
-            f"the run is being written by {_writer_of(run_attributes(store) or {})}; wait until it "
+            f"the run is being written by {writer_of(run_attributes(store) or {})}; wait until it "
             "has ended, or choose another name"
         )
         raise BlockingIOError(errno.EWOULDBLOCK, reason, str(store)) from error
@@ -109,7 +109,7 @@ def claim(store: Path, takeover: bool) -> tuple[int, str]:
         attributes = run_attributes(store) or {}
         if attributes.get("state") != STATES[0]:
             return descriptor, ""
-        who = _writer_of(attributes)
+        who = writer_of(attributes)
         if attributes.get("host") != socket.gethostname():
             gone, why = takeover, "of which nothing is known here"
         elif restarted_since(attributes):
@@ -118,18 +118,23 @@ def claim(store: Path, takeover: bool) -> tuple[int, str]:
             gone = takeover or _locks_work(store) or not alive(int(attributes.get("pid", 0)))
             why = "which is alive, on a file system without locks"
         if not gone:
-            reason = (
-                f"the run may be being written by {who}, {why}; if that process has ended, take the run over "
-                "with takeover=True"
-            )
-            raise BlockingIOError(errno.EWOULDBLOCK, reason, str(store))
+            raise in_doubt(who, why, str(store))
     except BaseException:
         release(descriptor)
         raise
     return descriptor, f"{who}: it ended without closing the run"
 
 
-def _writer_of(attributes: Mapping[str, Any]) -> str:
+def in_doubt(who: str, why: str, name: str) -> BlockingIOError:
+    """The error of a run that may be being written."""
+    reason = (
+        f"the run may be being written by {who}, {why}; if that process has ended, take the run over "
+        "with takeover=True"
+    )
+    return BlockingIOError(errno.EWOULDBLOCK, reason, name)
+
+
+def writer_of(attributes: Mapping[str, Any]) -> str:
     """Who writes a run, or did so last."""
     segments = attributes.get("segments") or [{}]
     since = segments[-1].get("time") or attributes.get("created")
@@ -178,6 +183,6 @@ def release(hold: int) -> None:
 def is_at(hold: int, path: Path) -> bool:
     """Whether the directory that is held is (still) the one at that path."""
     try:
-        return os.path.samestat(os.fstat(hold), path.stat())
+        return os.path.samestat(os.fstat(hold), os.stat(path))  # noqa: PTH116 - at each commit
     except FileNotFoundError:
         return False

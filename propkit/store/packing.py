@@ -8,13 +8,16 @@ may lie side by side: whichever the metadata describes is read.
 import json
 from collections.abc import Mapping, Sequence
 from math import ceil, prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from propkit.schema import STEP
 from propkit.store.arrays import chunk_shape
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
 
 LIVE = "live"
 COMPACT = "compact"
@@ -37,6 +40,14 @@ Node = Mapping[str, Any]
 def grows(node: Node) -> bool:
     """Whether the metadata is that of an array over ``step``."""
     return bool(node["node_type"] == "array" and (node.get("dimension_names") or [""])[0] == STEP)
+
+
+def array_of(store: "Store", key: str, node: Node) -> Any:
+    """The zarr array that is under `key`, as `node` describes it; the store is not asked."""
+    from zarr import Array
+    from zarr.storage import StorePath
+
+    return Array.from_dict(StorePath(store, key), dict(node))
 
 
 def layout_of(root: Node) -> str:
@@ -99,9 +110,10 @@ class Encoder:
 
     Args:
         node: The array's metadata.
+        empty: Whether to give chunks that are empty, all NaN, too: where there may be others under their names.
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, empty: bool = False) -> None:
         import zarr
         from zarr.storage import MemoryStore
 
@@ -110,6 +122,8 @@ class Encoder:
         self._node = dict(node)
         self._put()
         self._array: Any = zarr.open_array(self._store, mode="r+")
+        if empty:
+            self._array = self._array.with_config({"write_empty_chunks": True})
 
     def encode(self, start: int, block: npt.NDArray[np.generic]) -> dict[str, bytes]:
         """The chunks of whole rows of chunks.
@@ -119,7 +133,7 @@ class Encoder:
             block: All rows from there to the end of a row of chunks, or to the last row.
 
         Returns:
-            Name of the chunk within the array -> content; empty chunks, all NaN, are left out.
+            Name of the chunk within the array -> content; empty chunks, all NaN, are left out unless asked for.
         """
         stop = start + len(block)
         if stop > self._array.shape[0]:

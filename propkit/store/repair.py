@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from propkit.schema import STEP
-from propkit.store.arrays import replace_file
 from propkit.store.attributes import birth, stamp
+from propkit.store.files import replace_file
 from propkit.store.hold import claim, release
+from propkit.store.migrations import check_layout
 from propkit.store.packing import grows, is_live
 from propkit.store.root import local, run_attributes
 
@@ -57,7 +58,7 @@ def repair(path: str | os.PathLike[str]) -> Repair:
     Raises:
         BlockingIOError: The run is being written.
         FileNotFoundError: There is nothing at that path.
-        ValueError: There is neither a run nor a group of one.
+        ValueError: There is neither a run nor a group of one, or a newer propkit wrote it.
     """
     place = local(path).resolve()
     if not place.is_dir():
@@ -66,6 +67,8 @@ def repair(path: str | os.PathLike[str]) -> Repair:
     attributes = run_attributes(place)
     if attributes is None and not names:
         raise ValueError(f"{place} holds neither a run nor a group of one: nothing can be repaired")
+    if attributes is not None:
+        check_layout(attributes, str(place))
     hold, _ = claim(place, takeover=False)
     try:
         return _repair(place, names, attributes)

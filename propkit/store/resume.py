@@ -3,20 +3,25 @@
 import errno
 import json
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from propkit.schema import SITE, SITE_INDEX, STEP, Group, Variable
-from propkit.store.arrays import GrowingArray, replace_file
+from propkit.store.arrays import GrowingArray
 from propkit.store.compact import expand
+from propkit.store.files import replace_file
 from propkit.store.hold import claim, release
-from propkit.store.packing import grows, is_live
+from propkit.store.packing import array_of, grows, is_live
 from propkit.store.root import local, read_root
 from propkit.store.sync import restarted_since
 from propkit.store.table import TEXT, Steps
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
 
 
 @dataclass(frozen=True)
@@ -59,15 +64,63 @@ class LeftRun:
     notes: tuple[str, ...]
 
     @property
+    def name(self) -> str:
+        """How messages call it."""
+        return str(self.path)
+
+    @property
     def steps(self) -> int:
         """The step at which the recording stopped: all steps before it are in the run, as far as they were measured."""
-        last = max((int(g.steps[-1]) for g in self.groups.values() if len(g.steps)), default=-1)
-        known = self.attributes.get("steps")
-        return last + 1 if known is None or self.restarted else max(int(known), last + 1)
+        return next_step({} if self.restarted else self.attributes, self.groups.values())
 
     def let_go(self) -> None:
         """Leave the run as it is."""
         release(self.hold)
+
+
+class LeftGroup(Protocol):
+    """What has to be known of a group, wherever it is, before it is continued."""
+
+    @property
+    def group(self) -> Group:
+        """Its description."""
+
+    @property
+    def steps(self) -> Steps:
+        """Steps of its rows, shape (R,)."""
+
+
+class Left(Protocol):
+    """What has to be known of a run, wherever it is, before it is continued."""
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Its root attributes."""
+
+    @property
+    def groups(self) -> Mapping[str, LeftGroup]:
+        """Its groups."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks on how it was left."""
+
+    @property
+    def steps(self) -> int:
+        """The step at which the recording stopped."""
+
+    def let_go(self) -> None:
+        """Leave the run as it is."""
+
+
+def next_step(attributes: Mapping[str, Any], groups: Iterable[LeftGroup]) -> int:
+    """The step after all that a run holds, and after all that it knows to have been completed."""
+    last = max((int(g.steps[-1]) for g in groups if len(g.steps)), default=-1)
+    return max(int(attributes.get("steps") or 0), last + 1)
 
 
 def take_up(path: str | os.PathLike[str], takeover: bool = False) -> LeftRun:
@@ -120,41 +173,48 @@ def cut(store: Path, stored: StoredGroup, rows: int) -> None:
         array.cut(rows, beyond)
 
 
-def _read_group(path: Path, name: str, nodes: dict[str, Any]) -> StoredGroup:
-    own = {key: node for key, node in nodes.items() if key.partition("/")[0] == name}
-    arrays: dict[str, GrowingArray] = {}
+def group_of(store: "Store", name: str, nodes: Mapping[str, Any]) -> Group:
+    """The description of a group that is in a store, of whose metadata the root has `nodes`."""
     variables: list[Variable] = []
-    fixed: dict[str, str] = {}
     coords: dict[str, Any] = {}
     axes: dict[str, Any] = {}
-    for key, node in own.items():
+    for key, node in nodes_of(name, nodes).items():
         short = key.removeprefix(f"{name}/")
-        dims = node.get("dimension_names", [""])
-        if node["node_type"] == "group":
-            fixed[key] = json.dumps(node)
-        elif dims[0] == STEP:
-            arrays[short] = _growing(path / key, node)
-            if short != STEP:
-                variables.append(_variable(short, node))
+        if node["node_type"] == "group" or short == STEP:
+            continue
+        dims = node["dimension_names"]
+        if grows(node):
+            variables.append(_variable(short, node))
+        elif short == SITE_INDEX:
+            axes[dims[0]] = None
+        elif dims[0] == SITE:
+            coords[short] = _read(store, key, node)
         else:
-            fixed[key] = json.dumps(node)
-            if short == SITE_INDEX:
-                axes[dims[0]] = None
-            elif dims[0] == SITE:
-                coords[short] = _read(path, key)
-            else:
-                axes[short] = _read(path, key)
-    attributes = dict(own[name]["attributes"])
+            axes[short] = _read(store, key, node)
+    attributes = dict(nodes[name]["attributes"])
     attributes.pop("coordinates", None)
-    dims = {
-        v.name: set(own[f"{name}/{v.name}"]["dimension_names"]) - {STEP, SITE} for v in variables
-    }
-    variables = [replace(v, dim=next(iter(dims[v.name]), "")) for v in variables]
     # The order in which `Group` has them: the names first, the sizes where they were.
     order = sorted(coords, key=lambda c: c != SITE)
-    group = Group(name, tuple(variables), {c: coords[c] for c in order}, attributes, axes)
-    rows = own[f"{name}/{STEP}"]["shape"][0]
-    steps, stale = _steps(arrays[STEP], rows)
+    return Group(name, tuple(variables), {c: coords[c] for c in order}, attributes, axes)
+
+
+def nodes_of(name: str, nodes: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a group and its arrays."""
+    return {key: node for key, node in nodes.items() if key.partition("/")[0] == name}
+
+
+def _read_group(path: Path, name: str, nodes: dict[str, Any]) -> StoredGroup:
+    from zarr.storage import LocalStore
+
+    own = nodes_of(name, nodes)
+    fixed = {key: json.dumps(node) for key, node in own.items() if not grows(node)}
+    arrays = {
+        key.removeprefix(f"{name}/"): _growing(path / key, node)
+        for key, node in own.items()
+        if grows(node)
+    }
+    steps, stale = _steps(arrays[STEP], own[f"{name}/{STEP}"]["shape"][0])
+    group = group_of(LocalStore(path, read_only=True), name, nodes)
     return StoredGroup(group, steps, fixed, arrays, stale)
 
 
@@ -175,16 +235,14 @@ def _variable(name: str, node: dict[str, Any]) -> Variable:
         kept.get("long_name", ""),
         kept.get("reference", ""),
         kept.get("reduce", "mean"),
-        dtype=node["data_type"],
+        next((dim for dim in node["dimension_names"] if dim not in (STEP, SITE)), ""),
+        node["data_type"],
     )
 
 
-def _read(path: Path, key: str) -> Any:
-    import zarr
-
+def _read(store: "Store", key: str, node: dict[str, Any]) -> Any:
     # The array as the root has it: its own metadata may be of a growth that was never committed.
-    array: Any = zarr.open_group(path, mode="r", use_consolidated=True)[key]
-    values = np.asarray(array[...])
+    values = np.asarray(array_of(store, key, node)[...])
     return np.array(values.tolist(), np.str_) if values.dtype.kind in TEXT else values
 
 

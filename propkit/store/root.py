@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from propkit.notices import say
-from propkit.schema import SCHEMA_VERSION, STEP
+from propkit.schema import STEP
+from propkit.store.migrations import check_layout, migrated
 from propkit.store.sync import restarted_since
 
 
@@ -28,8 +29,16 @@ def local(path: str | os.PathLike[str]) -> Path:
 def run_attributes(path: Path) -> dict[str, Any] | None:
     """Root attributes of the run at a path, of whatever version; None if there is no run."""
     try:
-        root = json.loads((path / "zarr.json").read_bytes())
-    except (OSError, ValueError):
+        return attributes_in((path / "zarr.json").read_bytes())
+    except OSError:
+        return None
+
+
+def attributes_in(raw: bytes) -> dict[str, Any] | None:
+    """Root attributes in the bytes of a root ``zarr.json``; None if it is not that of a run."""
+    try:
+        root = json.loads(raw)
+    except ValueError:
         return None
     attributes = root.get("attributes") if isinstance(root, dict) else None
     known = isinstance(attributes, dict) and {"schema_version", "propkit_version"} <= set(
@@ -69,6 +78,9 @@ def parse_root(
         otherwise: What the place is if it is no run.
         repair: Whether there is something to repair it from.
 
+    Returns:
+        The metadata, those of an older layout as `propkit.store.migrations` brings them to that of today.
+
     Raises:
         ValueError: It is no run, or of a newer layout, or has lost its consolidated metadata.
     """
@@ -80,20 +92,16 @@ def parse_root(
     try:
         root = json.loads(raw or b"")
         attributes = root["attributes"]
-        version, writer = attributes["schema_version"], attributes["propkit_version"]
+        _ = attributes["schema_version"], attributes["propkit_version"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{name} {otherwise}; {way_out}") from None
-    if version > SCHEMA_VERSION:
-        raise ValueError(
-            f"{name} was written by propkit {writer} in layout {version}; this propkit reads "
-            f"layouts up to {SCHEMA_VERSION}: `pip install --upgrade propkit`"
-        )
+    check_layout(attributes, name)
     if not root.get("consolidated_metadata"):
         raise ValueError(
             f"{name} has lost its consolidated metadata, something else has written to it; "
             f"`python -m propkit repair {name}` restores it"
         )
-    return dict(root)
+    return migrated(root)
 
 
 def _trusted(path: Path, root: dict[str, Any]) -> dict[str, Any]:

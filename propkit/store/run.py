@@ -1,6 +1,5 @@
 """Reading a run: `open` a store, also while it is being written, and look at it with xarray."""
 
-import html
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
     from propkit.derived.accessor import Derived
+    from propkit.live import Live
 
 DIED = "died"
 """What `Run.state` says of a run whose process is gone without having closed it."""
@@ -130,6 +130,12 @@ class Run:
         """The run as it is now; this one stays what it was."""
         return self._renew()
 
+    def live(self, figure: str = "fig3", *, interval: float = 2.0, **options: Any) -> "Live":
+        """Show a figure in a notebook that follows the run while it is being written; see `propkit.live.Live`."""
+        from propkit.live import Live
+
+        return Live(self, figure, interval, **options)
+
     def store(self) -> "Store":
         """The zarr store that the run is in, for reading with zarr; a new one for a run in memory."""
         return self._store()
@@ -197,6 +203,8 @@ class Run:
         """
         if group not in self.contents:
             raise MissingGroupError(self._missing(group))
+        import propkit.derived  # noqa: F401 - xarray's objects have .propkit from here on
+
         return self._read(group)
 
     def __contains__(self, group: object) -> bool:
@@ -214,21 +222,9 @@ class Run:
         return "\n".join([f"<propkit.Run {self._headline()}>", *lines])
 
     def _repr_html_(self) -> str:
-        """A table for notebooks; the attributes unfold."""
-        head = "".join(
-            f"<th>{title}</th>" for title in ("group", "steps", "sites", "variables", "last")
-        )
-        rows = "".join(
-            _row(name, held.rows, held.sites, ", ".join(held.variables), held.last_step)
-            for name, held in self.contents.items()
-        )
-        attributes = "".join(_row(name, value) for name, value in self.attributes.items())
-        return (
-            f"<div><b>propkit.Run</b> {html.escape(self._headline())}"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-            f"<details><summary>attributes</summary><table><tbody>{attributes}</tbody></table>"
-            "</details></div>"
-        )
+        from propkit.notebook import run_html
+
+        return run_html(self)
 
     def _headline(self) -> str:
         reason = self.attributes.get("reason")
@@ -274,7 +270,9 @@ def _open(place: Place, chunks: Chunks) -> Run:
     return Run(
         attributes,
         contents,
-        lambda group: dataset_of_store(place.store(), group, contents[group], chunks),
+        lambda group: dataset_of_store(
+            place.store(), place.read_root(), group, contents[group], chunks
+        ),
         lambda: _open(place, chunks),
         place.store,
         place,
@@ -290,8 +288,3 @@ def _store_of_rows(snapshot: Snapshot) -> "Store":
 def _last_steps(attributes: Mapping[str, Any]) -> dict[str, int]:
     steps: dict[str, int] = attributes.get("commit", {}).get("last_step", {})
     return steps
-
-
-def _row(name: str, *values: object) -> str:
-    cells = "".join(f"<td>{'' if v is None else html.escape(str(v))}</td>" for v in values)
-    return f"<tr><th>{html.escape(name)}</th>{cells}</tr>"

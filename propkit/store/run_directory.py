@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from math import prod
 from pathlib import Path
 
@@ -46,6 +47,39 @@ class RunDirectory(LocalStore):
             self._check_length(key, len(found))
         return found
 
+    def read_into(self, buffer: memoryview, key: str, offset: int, size: int) -> bool:
+        """Fill a buffer from a chunk of the live layout.
+
+        Args:
+            buffer: What to fill.
+            key: The chunk.
+            offset: Where in the chunk to begin, in bytes.
+            size: Length that the chunk must have, in bytes.
+
+        Returns:
+            Whether there is such a chunk; one that is not there means NaN.
+
+        Raises:
+            CompactedError, OSError: As `get`.
+        """
+        try:
+            descriptor = os.open(f"{self.root}/{key}", os.O_RDONLY)
+        except FileNotFoundError:
+            self._check(key)
+            return False
+        try:
+            length = os.fstat(descriptor).st_size
+            if length != size:
+                raise self._damaged(key, size, length)
+            while buffer:  # a signal may come between
+                count = os.preadv(descriptor, [buffer], offset)
+                if not count:
+                    raise self._damaged(key, size, offset)
+                buffer, offset = buffer[count:], offset + count
+        finally:
+            os.close(descriptor)
+        return True
+
     def _check_length(self, key: str, length: int) -> None:
         array = key.rpartition("/")[0]
         if array not in self._lengths:
@@ -58,11 +92,14 @@ class RunDirectory(LocalStore):
             )
         expected = self._lengths[array]
         if expected not in (-1, length):
-            reason = (
-                f"this chunk of the run {self.root} is damaged: expected {expected} bytes, found {length}; restore it "
-                "from a copy, or delete it and read its rows as NaN"
-            )
-            raise OSError(errno.EIO, reason, str(Path(self.root, key)))
+            raise self._damaged(key, expected, length)
+
+    def _damaged(self, key: str, expected: int, found: int) -> OSError:
+        reason = (
+            f"this chunk of the run {self.root} is damaged: expected {expected} bytes, found {found}; restore it "
+            "from a copy, or delete it and read its rows as NaN"
+        )
+        return OSError(errno.EIO, reason, str(Path(self.root, key)))
 
     def _check(self, key: str) -> None:
         array, slash, _ = key.rpartition("/c/")

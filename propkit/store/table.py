@@ -150,7 +150,7 @@ class Table:
         if steps.ndim != 1:
             raise ValueError(f"group {name!r}: expected steps of shape (R,), found {steps.shape}")
         late = self.last is not None and len(steps) > 0 and int(steps[0]) <= self.last
-        if late or (np.diff(steps) <= 0).any():
+        if late or (steps[1:] <= steps[:-1]).any():
             raise ValueError(
                 f"group {name!r}: steps must increase, found {steps.tolist()} after {self.last}; "
                 "each step is recorded once"

@@ -19,20 +19,20 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from propkit.schema import STEP, Group
+from propkit.schema import Group
 from propkit.store.arrays import (
-    GrowingArray,
     create_group,
     create_values,
-    replace_file,
     write_coordinates,
 )
 from propkit.store.attributes import birth, ending, stamp, texts, to_json
+from propkit.store.entry import Entry
+from propkit.store.files import replace_file
 from propkit.store.hold import check_free, is_at, put_in_place, release, take
 from propkit.store.resume import LeftRun, cut
 from propkit.store.root import local
@@ -41,34 +41,6 @@ from propkit.store.table import Floats, Steps, Table, defined
 
 SYNC_SECONDS = 10.0
 """How often the rows of a run are flushed to the disk, unless they are at each commit."""
-
-
-@dataclass
-class _Entry:
-    """A group of the store: the rows of the next commit, the rows committed, and its metadata."""
-
-    table: Table
-    rows: int
-    fixed: dict[str, str]
-    arrays: dict[str, GrowingArray]
-    grown: bool = False  # in columns, since the last commit
-
-    def write(self) -> int:
-        """Write the rows of the next commit where no reader looks yet; the total after it."""
-        new = self.table.view()
-        if len(new.step):
-            self.arrays[STEP].write(self.rows, new.step)
-            for name, block in new.columns.items():
-                self.arrays[name].write(self.rows, block)
-        return self.rows + len(new.step)
-
-    def rolls(self, rows: int) -> bool:
-        """Whether the arrays have got new columns, or begin a new chunk on the way to that many rows.
-
-        Wide rows have chunks of their own, which may be one row long: the longest chunk counts.
-        """
-        period = max((a.period for n, a in self.arrays.items() if n != STEP), default=1)
-        return self.grown or self.rows // period != rows // period
 
 
 class ZarrWriter:
@@ -84,7 +56,7 @@ class ZarrWriter:
         self.path = path
         self._attributes = texts(attributes)
         self._hold: int | None = hold
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         self._seq = 0
         self._generation = 0
         self._durable = durable
@@ -162,7 +134,7 @@ class ZarrWriter:
         writer._seq, writer._generation = int(commit["seq"]), int(commit.get("generation", 0)) + 1
         for name, stored in run.groups.items():
             rows = int(np.searchsorted(stored.steps, step))
-            entry = _Entry(Table(stored.group), rows, dict(stored.fixed), dict(stored.arrays))
+            entry = Entry(Table(stored.group), rows, dict(stored.fixed), dict(stored.arrays))
             entry.table.last = int(stored.steps[rows - 1]) if rows else None
             writer._entries[name] = entry
         with writer._explained():
@@ -182,7 +154,7 @@ class ZarrWriter:
         entry = self._entries.get(group.name)
         if entry is None:
             table = Table(group)
-            self._entries[group.name] = _Entry(table, 0, *create_group(self.path, group))
+            self._entries[group.name] = Entry(table, 0, *create_group(self.path, group))
             return
         grown = entry.table.grown(group)
         fixed = write_coordinates(self.path, grown, entry.fixed)
@@ -195,13 +167,17 @@ class ZarrWriter:
             if entry.arrays[v.name].row != grown.row(v):
                 arrays[v.name] = entry.arrays[v.name].widened(grown.row(v), entry.rows)
         entry.arrays |= arrays
-        entry.fixed, entry.grown = fixed, True
+        entry.fixed, entry.grown, entry.heads = fixed, True, ()
         entry.table.extend(grown)
 
     def append(self, group: str, step: Steps, columns: Mapping[str, Floats]) -> None:
         """Copy rows into the buffer; see `protocol.Writer.append`."""
         self._check_open()
-        defined({name: e.table for name, e in self._entries.items()}, group).append(step, columns)
+        entry = self._entries.get(group)
+        table = (
+            entry.table if entry else defined({n: e.table for n, e in self._entries.items()}, group)
+        )
+        table.append(step, columns)
 
     def update(self, **attributes: object) -> None:
         """Set root attributes; see `protocol.Writer.update`."""
@@ -238,13 +214,9 @@ class ZarrWriter:
             self._durable_rows, self._synced = totals, time.monotonic()
         last_steps = {name: entry.table.last for name, entry in self._entries.items()}
         commit = stamp(self._seq + 1, last_steps, totals, self._durable_rows, self._generation)
-        nodes = (
-            f"{json.dumps(key)}: {text}"
-            for name, entry in self._entries.items()
-            for key, text in _nodes(name, entry, totals[name])
-        )
+        nodes = (entry.nodes(totals[name]) for name, entry in self._entries.items())
         root = self.path / "zarr.json"
-        text = _root({**attributes, **texts({"commit": commit})}, nodes)
+        text = _root({**attributes, "commit": f'"commit": {json.dumps(commit)}'}, nodes)
         replace_file(self.path, root, text, durable=sync)
         # Only now has anything happened: a commit that failed above is simply tried again.
         self._seq += 1
@@ -287,14 +259,7 @@ _REMEDIES = {
 def _root(attributes: Mapping[str, str], nodes: Iterable[str]) -> str:
     return (
         '{"zarr_format": 3, "node_type": "group", '
-        f'"attributes": {{{", ".join(f"{json.dumps(k)}: {v}" for k, v in attributes.items())}}}, '
+        f'"attributes": {{{", ".join(attributes.values())}}}, '
         '"consolidated_metadata": {"kind": "inline", "must_understand": false, '
         f'"metadata": {{{", ".join(nodes)}}}}}}}'
     )
-
-
-def _nodes(name: str, entry: _Entry, rows: int) -> Iterable[tuple[str, str]]:
-    """Path and metadata of a group and of all its arrays, one after the other as zarr expects."""
-    yield from entry.fixed.items()
-    for variable, array in entry.arrays.items():
-        yield f"{name}/{variable}", array.text(rows)
