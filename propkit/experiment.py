@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from propkit.data.augmentation import Augmentation
 from propkit.data.imageset import ImageSet
 from propkit.recipes import Recipe
 from propkit.recipes.components import components
@@ -24,6 +25,7 @@ from propkit.training import (
     make_optimizer,
     train,
 )
+from propkit.training.processes import Processes
 
 if TYPE_CHECKING:
     from propkit.recording.recorder import Recorder
@@ -82,7 +84,8 @@ def run_recipe(
     """Train as the recipe says while its probes record, then evaluate on the test images.
 
     The seed decides the initial weights, the order of the images and their flips. PyTorch's global
-    random state is left as it was.
+    random state is left as it was. Of several processes (torchrun; see `propkit.training.train`) all
+    call this: rank 0 writes the run of the whole batches and the checkpoint.
 
     Args:
         recipe: What to do.
@@ -114,11 +117,14 @@ def run_recipe(
         every=recipe.every if every is None else every,
     )
     check_device(device)
+    processes = Processes()
+    if recipe.normalization != "pixel":
+        data = data.normalized_by(recipe.normalization)
     path = None if store is None else os.fspath(store)
     if (resume or checkpoint_every) and path is None:
         raise ValueError("a checkpoint lies beside the store: name one")
     if not (overwrite or resume):
-        check_free(store)
+        processes.only_first(lambda: check_free(store))
     with ExitStack() as stack:
         model = _build(recipe, data, seed).to(device)
         optimizer = make_optimizer(
@@ -149,11 +155,10 @@ def run_recipe(
                 **({"resume": True, "step": start} if resume else {"overwrite": overwrite}),
             )
         )
-        if overwrite and path is not None and "://" not in path:
+        if overwrite and path is not None and "://" not in path and processes.first:
             checkpoint_of(path).unlink(missing_ok=True)  # of the run that is no more
         if checkpoint is not None:
-            # Asking for the run writes the rows that are still on their way.
-            checkpoint = replace(checkpoint, before_save=lambda steps: recorder.run)  # noqa: ARG005
+            checkpoint = replace(checkpoint, before_save=lambda steps: recorder.flush())  # noqa: ARG005
         log = _Log(recorder, model, data, device, recipe)
         result = train(
             model,
@@ -161,6 +166,7 @@ def run_recipe(
             steps=recipe.steps,
             optimizer=optimizer,
             batch_size=recipe.batch_size,
+            augmentation=Augmentation(recipe.flip, round(recipe.crop * min(data.shape[1:]))),
             milestones=recipe.milestones,
             gamma=recipe.gamma,
             warm_up=recipe.warm_up,
@@ -273,14 +279,12 @@ def _config(
     return {
         "recipe": recipe.config(),
         "data": {
-            "name": data.name,
-            "shape": list(data.shape),
-            "train": len(data.train_images),
-            "test": len(data.test_images),
-            "flip": data.flip,
+            **{"name": data.name, "shape": list(data.shape), "flip": data.flip},
+            **{"train": len(data.train_images), "test": len(data.test_images)},
         },
         "seed": seed,
         "device": device,
+        "processes": Processes().size,
         "parameters": sum(p.numel() for p in model.parameters()),
         "optimizer": recipe.optimizer,
     }

@@ -1,6 +1,7 @@
 """Run a sweep: many trainings, several at a time, each in a process of its own; what is complete is skipped."""
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from propkit.recipes import Job, Sweep
+from propkit.recipes import Job, Recipe, Sweep
+from propkit.sweep_table import Line, diverged, line, save, table
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Result:
 
     Attributes:
         store: Where it is.
-        state: ``skipped`` (it was complete), ``complete`` or ``failed``.
+        state: ``skipped`` (it was there), ``complete``, ``diverged`` or ``failed``.
         text: What the training said last.
     """
 
@@ -33,10 +35,10 @@ def jobs_of(sweep: Sweep, data: str, seeds: int | None = None) -> list[tuple[Job
     Args:
         sweep: What to run.
         data: As on the command line.
-        seeds: Runs of each, with seeds from 0; the sweep's number, or one in the demo, if None.
+        seeds: Runs of each, with seeds from 0; the sweep's number if None.
     """
     demo = data.startswith("digits")
-    count = seeds if seeds is not None else 1 if demo else sweep.seeds
+    count = seeds if seeds is not None else sweep.demo_seeds if demo else sweep.seeds
     jobs = sweep.demo if demo else sweep.paper
     return [(job, seed) for seed in range(count) for job in jobs]
 
@@ -51,12 +53,13 @@ def run_sweep(
     settings: Mapping[str, str] | None = None,
     options: Sequence[str] = (),
     checkpoint_every: int = 1000,
+    overwrite: bool = False,
     report: Callable[[Result, int, int], None] = lambda result, done, count: None,  # noqa: ARG005
 ) -> list[Result]:
     """Run what is missing of a sweep.
 
     A run that stopped before its end goes on at its checkpoint, or begins again where it has none.
-    One that diverges is a result too, but begins again the next time.
+    One that diverged is a result too.
 
     Args:
         sweep: What to run.
@@ -67,34 +70,38 @@ def run_sweep(
         settings: What is set otherwise in all runs, over the jobs' own settings.
         options: Further arguments of ``propkit train`` for all.
         checkpoint_every: Steps between two checkpoints.
+        overwrite: Run what is there already, too.
         report: Told of each result, of the number of results so far, and of that of all runs.
 
     Returns:
         One result per run, in the order of `jobs_of`.
 
     Raises:
-        ValueError: ``processes`` is not positive, or a setting is none of the recipe's.
+        ValueError: ``processes`` is not positive, a setting is none of the recipe's, or a run that is
+            there was made with other settings.
     """
     from propkit import recipes
 
     if processes < 1:
         raise ValueError(f"processes must be at least 1, found {processes}")
     jobs = jobs_of(sweep, data, seeds)
-    for job, _ in jobs:  # before anything is trained
-        recipes.find(job.recipe).override({**job.settings, **(settings or {})})
+    stores = [folder / f"{job.recipe}-seed{seed}.zarr" for job, seed in jobs]
+    for (job, _), store in zip(jobs, stores, strict=True):  # before anything is trained
+        recipe = recipes.find(job.recipe).override({**job.settings, **(settings or {})})
+        if not overwrite:
+            _check_same(store, recipe)
     folder.mkdir(parents=True, exist_ok=True)
     common = ["--data", data, "--quiet", "--checkpoint-every", str(checkpoint_every), *options]
-    stores = [folder / f"{job.recipe}-seed{seed}.zarr" for job, seed in jobs]
 
     def run(index: int) -> Result:
         (job, seed), store = jobs[index], stores[index]
-        if is_complete(store):
+        if not overwrite and (is_complete(store) or diverged(store)):
             return Result(store, "skipped")
         pairs = {**job.settings, **(settings or {})}
         arguments = [
             *(job.recipe, "-o", str(store), "--seed", str(seed), *common),
             *(part for key, value in pairs.items() for part in ("--set", f"{key}={value}")),
-            "--resume" if store.exists() and checkpoint_of(store).exists() else "--overwrite",
+            "--resume" if _can_resume(store) and not overwrite else "--overwrite",
         ]
         done = subprocess.run(
             [sys.executable, "-m", "propkit", "train", *arguments],
@@ -103,7 +110,9 @@ def run_sweep(
             check=False,
         )
         text = (done.stderr if done.returncode else done.stdout).strip()
-        return Result(store, "failed" if done.returncode else "complete", text)
+        if not done.returncode:
+            return Result(store, "complete", text)
+        return Result(store, "diverged" if diverged(store) else "failed", text)
 
     results: dict[int, Result] = {}
     with ThreadPoolExecutor(processes) as pool:
@@ -116,6 +125,36 @@ def run_sweep(
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return [results[index] for index in range(len(jobs))]
+
+
+def _can_resume(store: Path) -> bool:
+    return store.exists() and checkpoint_of(store).exists()
+
+
+def _check_same(store: Path, recipe: Recipe) -> None:
+    """Refuse a run that is there and was made with other settings."""
+    from propkit.store.run import open as open_run
+
+    try:
+        there = open_run(store).attributes["config"]["recipe"]
+    except (OSError, ValueError, LookupError):  # none, or cut off before its first commit
+        return
+    wanted = json.loads(json.dumps(recipe.config()))
+    differing = sorted(k for k in {*there, *wanted} if there.get(k) != wanted.get(k))
+    if differing:
+        key = differing[0]
+        raise ValueError(
+            f"{store} is of another sweep: {key} was {there.get(key)!r}, now {wanted.get(key)!r}; name "
+            "another folder with -o or replace what is there with --overwrite"
+        )
+
+
+def lines_of(results: Sequence[Result]) -> list[Line]:
+    """What came out, network by network, in the order of the sweep."""
+    by_network: dict[str, list[Path]] = {}
+    for result in results:
+        by_network.setdefault(result.store.name.rpartition("-seed")[0], []).append(result.store)
+    return [line(network, stores) for network, stores in by_network.items()]
 
 
 def is_complete(store: Path) -> bool:
@@ -150,10 +189,13 @@ def carry_out(sweep: Sweep, arguments: argparse.Namespace, settings: Mapping[str
             last = result.text.splitlines()[0] if result.text else ""
             print(f"{done}/{count} {result.state}: {result.store}  {last}".rstrip(), flush=True)
 
-    options = ["--device", arguments.device, "--threads", str(arguments.threads or 1)]
+    settings = dict(settings)
     for name in ("steps", "every"):
         if getattr(arguments, name) is not None:
-            options += [f"--{name}", str(getattr(arguments, name))]
+            settings[name] = str(getattr(arguments, name))
+    options = ["--device", arguments.device, "--threads", str(arguments.threads or 1)]
+    if arguments.image_size is not None:
+        options += ["--image-size", str(arguments.image_size)]
     for name in ("bf16", "channels_last", "compile", "deterministic"):
         options += [f"--{name.replace('_', '-')}"] * getattr(arguments, name)
     folder = Path(arguments.output or sweep.name)
@@ -166,8 +208,14 @@ def carry_out(sweep: Sweep, arguments: argparse.Namespace, settings: Mapping[str
         settings=settings,
         options=options,
         checkpoint_every=arguments.checkpoint_every or 1000,
+        overwrite=arguments.overwrite,
         report=report,
     )
+    lines = lines_of(results)
+    save(lines, folder / "results.csv")
+    print(f"\nErrors in per cent (also in {folder / 'results.csv'}):\n{table(lines)}")
     failed = sum(result.state == "failed" for result in results)
-    print(f"{len(results) - failed} of {len(results)} runs are complete in {folder}")
+    print(f"{len(results) - failed} of {len(results)} runs are there in {folder}")
+    for figure in sweep.figures:
+        print(f"Draw: python -m propkit.figures {figure} {folder}/*.zarr")
     return failed

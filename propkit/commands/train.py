@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,17 +25,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--data",
         default="digits",
-        metavar="digits|FOLDER",
-        help="digits (8x8 pixels, from scikit-learn, no download), digits16 or digits32 (upsampled), "
-        "or a folder with the binary version of CIFAR-10 (default: digits)",
+        metavar="NAME|FOLDER",
+        help="digits (8x8 pixels, from scikit-learn, no download), digits16 or digits32 (upsampled); "
+        "cifar10 or cifar100 (binary version, looked for in PROPKIT_DATA and the usual folders); or a "
+        "folder with either, or with a sub-folder of images for each class (default: digits)",
     )
+    add("--image-size", type=_positive, metavar="N", help="scale images of a folder to NxN pixels")
     add(
         "-o",
         "--output",
         metavar="RUN.zarr",
         help="the run to create (default: RECIPE.zarr); the folder of a sweep's runs (default: SWEEP)",
     )
-    add("--overwrite", action="store_true", help="replace the run if it exists")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace the run, or a sweep's runs, that are there",
+    )
     add("--steps", type=_positive, metavar="N", help="optimiser steps (default: the recipe's)")
     add("--seed", type=_natural, default=0, metavar="S", help="seed of weights, order and flips")
     add("--device", default="cpu", help="cpu, cuda, cuda:1... (default: cpu)")
@@ -68,6 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.recipe is None:
         raise UsageError("which recipe? --list shows them")
     if sweep := _find_sweep(arguments.recipe):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UsageError("a sweep starts processes of its own: use --jobs, not torchrun")
         return _run_sweep(sweep, arguments)
     recipe = _recipe(arguments.recipe, arguments.settings)
     store = arguments.output or f"{recipe.name}.zarr"
@@ -76,15 +85,24 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         outcome = _train(recipe, store, arguments)
     except KeyboardInterrupt:
-        print(f"\n{_after_interrupt(recipe, store)}", file=sys.stderr)
+        if _first():
+            print(f"\n{_after_interrupt(recipe, store)}", file=sys.stderr)
         return INTERRUPTED
     except ArithmeticError as error:  # DivergenceError, without importing torch for its name
+        if not _first():
+            return FAILED
         print(f"propkit train: {error}", file=sys.stderr)
         if Path(store).exists():
             print(f"The run up to there is in {store}.\n{_drawing(recipe, store)}", file=sys.stderr)
         return FAILED
-    print(f"{outcome}\nRun: {store}\n{_drawing(recipe, store)}")
+    if _first():
+        print(f"{outcome}\nRun: {store}\n{_drawing(recipe, store)}")
     return 0
+
+
+def _first() -> bool:
+    """Whether this is the process that speaks: torchrun starts several."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _find_sweep(name: str) -> "Sweep | None":
@@ -111,37 +129,40 @@ def _train(recipe: "Recipe", store: str, arguments: argparse.Namespace) -> "Outc
     from propkit.data import load
     from propkit.experiment import RecordingError, ResumeError, check_device, run_recipe
     from propkit.training import Execution
+    from propkit.training.processes import joined
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    try:
-        check_device(arguments.device)
-        data = load(arguments.data)
-    except (ImportError, OSError, ValueError) as error:
-        raise UsageError(str(error)) from None
-    try:
-        return run_recipe(
-            recipe,
-            data,
-            store,
-            steps=arguments.steps,
-            seed=arguments.seed,
-            device=arguments.device,
-            every=arguments.every,
-            label=arguments.label,
-            overwrite=arguments.overwrite,
-            progress=not arguments.quiet,
-            execution=Execution(
-                bf16=arguments.bf16,
-                channels_last=arguments.channels_last,
-                compile=arguments.compile,
-                deterministic=arguments.deterministic,
-            ),
-            checkpoint_every=arguments.checkpoint_every,
-            resume=arguments.resume,
-        )
-    except (OSError, ResumeError, RecordingError) as error:
-        raise UsageError(str(error)) from None
+    with ExitStack() as stack:
+        try:
+            check_device(arguments.device)
+            data = load(arguments.data, arguments.image_size)
+            device = stack.enter_context(joined(arguments.device))
+        except (ImportError, OSError, ValueError) as error:
+            raise UsageError(str(error)) from None
+        try:
+            return run_recipe(
+                recipe,
+                data,
+                store,
+                steps=arguments.steps,
+                seed=arguments.seed,
+                device=device,
+                every=arguments.every,
+                label=arguments.label,
+                overwrite=arguments.overwrite,
+                progress=not arguments.quiet,
+                execution=Execution(
+                    bf16=arguments.bf16,
+                    channels_last=arguments.channels_last,
+                    compile=arguments.compile,
+                    deterministic=arguments.deterministic,
+                ),
+                checkpoint_every=arguments.checkpoint_every,
+                resume=arguments.resume,
+            )
+        except (OSError, ResumeError, RecordingError) as error:
+            raise UsageError(str(error)) from None
 
 
 def _recipe(name: str, settings: Sequence[str]) -> "Recipe":

@@ -1,10 +1,12 @@
 """Images and labels in memory, with the statistics that normalise them."""
 
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor
+
+Normalization = Literal["pixel", "channel"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -18,7 +20,8 @@ class ImageSet:
         test_images: As ``train_images``.
         test_labels: As ``train_labels``.
         num_classes: Number of classes.
-        mean: ``(C, H, W)``, float32: mean of each pixel over the training images.
+        mean: ``(C, H, W)``, float32: mean of each pixel over the training images; ``(C, 1, 1)`` where
+            it is that of each channel, see `normalized_by`.
         std: Likewise; see `from_tensors` for its floor.
         flip: Whether a mirrored image is an image of the same class.
     """
@@ -74,14 +77,32 @@ class ImageSet:
                 f"and {tuple(test[0].shape[1:])}"
             )
         mean, std = pixel_statistics(train[0])
-        std = std.clamp_min(max(0.1 * float(std.mean()), torch.finfo(torch.float32).tiny))
-        return cls(name, *train, *test, num_classes, mean.float(), std.float(), flip)
+        return cls(name, *train, *test, num_classes, mean.float(), _floored(std).float(), flip)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """``(C, H, W)`` of one image."""
         channels, height, width = self.train_images.shape[1:]
         return channels, height, width
+
+    def normalized_by(self, what: Normalization) -> Self:
+        """The same images with other statistics.
+
+        Args:
+            what: ``"pixel"``: each pixel has its mean and deviation (arXiv:1703.01827, Sec. 5).
+                ``"channel"``: all pixels of a channel share them (the code of arXiv:1805.07477).
+
+        Raises:
+            ValueError: It is neither.
+        """
+        if what not in get_args(Normalization):
+            raise ValueError(f"normalization must be 'pixel' or 'channel', found {what!r}")
+        mean, std = pixel_statistics(self.train_images)
+        if what == "channel":
+            centre = mean.mean((1, 2), keepdim=True)
+            std = (std**2 + (mean - centre) ** 2).mean((1, 2), keepdim=True).sqrt()
+            mean = centre
+        return replace(self, mean=mean.float(), std=_floored(std).float())
 
     def normalize(self, images: Tensor) -> Tensor:
         """Raw images ``(N, C, H, W)`` to float32: each pixel less its mean, over its deviation."""
@@ -91,6 +112,10 @@ class ImageSet:
     def __repr__(self) -> str:
         sizes = f"{len(self.train_images)} train, {len(self.test_images)} test"
         return f"ImageSet({self.name!r}, shape={self.shape}, {self.num_classes} classes, {sizes})"
+
+
+def _floored(std: Tensor) -> Tensor:
+    return std.clamp_min(max(0.1 * float(std.mean()), torch.finfo(torch.float32).tiny))
 
 
 def pixel_statistics(images: Tensor, chunk: int = 5000) -> tuple[Tensor, Tensor]:

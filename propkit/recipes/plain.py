@@ -7,7 +7,7 @@ The paper trains on CIFAR-10 for 64000 steps. ``l2``: He's initialisation, weigh
 import re
 
 from propkit.recipes.recipe import Recipe
-from propkit.recipes.sweep import Sweep
+from propkit.recipes.sweep import Job, Sweep
 
 _DEPTHS = (20, 32, 44, 56, 110)
 _COEFFICIENT = 1e-4
@@ -52,4 +52,35 @@ def listed() -> list[Recipe]:
 PATTERN = "plain<6n+2>-{l2,ortho}"
 """How the help describes the names."""
 
-SWEEPS: tuple[Sweep, ...] = ()
+_DEMO = {"steps": "200", "batch_size": "32", "every": "2", "evaluate_every": "50"}
+_DEEP = {"steps": "300", "batch_size": "64", "every": "20", "evaluate_every": "150", "lr": "0.01"}
+"""The paper's rate is 0.1, at which nothing is learnt in so few steps: see docs/training.md."""
+
+_WHAT = {
+    "fig2": "correlation of filters",
+    "fig3": "errors of the first layer over the last",
+    "fig4": "errors of all layers",
+}
+
+SWEEPS: tuple[Sweep, ...] = (
+    *(
+        Sweep(
+            name=figure,
+            summary=f"{what} in plain44-l2 and plain44-ortho",
+            reference=f"arXiv:1703.01827, Fig. {figure[3:]}",
+            paper=(Job("plain44-l2"), Job("plain44-ortho")),
+            demo=(Job("plain44-l2", _DEMO), Job("plain44-ortho", _DEMO)),
+            figures=(figure,),
+        )
+        for figure, what in _WHAT.items()
+    ),
+    Sweep(
+        name="modulation",
+        summary="the 110-layer orthonormal network without modulation and with it (demo: lr 0.01)",
+        reference="arXiv:1703.01827, Sec. 5.3",
+        paper=(Job("plain110-ortho"), Job("plain110-ortho-modulated")),
+        demo=(Job("plain110-ortho", _DEEP), Job("plain110-ortho-modulated", _DEEP)),
+        demo_seeds=3,
+        figures=("learning_curves", "fig3"),
+    ),
+)

@@ -46,7 +46,10 @@ def match(name: str) -> Recipe | None:
         steps=20000,
         every=100,
         evaluate_every=500,
-        probes=("error_moment", "gradient_norm", "activation", "representation", "weight"),
+        probes=(
+            *("error_moment", "gradient_norm", "activation", "representation", "weight"),
+            "activation_maps",
+        ),
     )
 
 
@@ -65,5 +68,6 @@ SWEEPS: tuple[Sweep, ...] = (
         reference="Oyedotun et al., ICPR 2020, Table 1",
         paper=tuple(Job(name) for name in _JOBS),
         demo=tuple(Job(name, _DEMO) for name in _JOBS),
+        figures=("learning_curves", "activation_images"),
     ),
 )

@@ -70,5 +70,6 @@ SWEEPS: tuple[Sweep, ...] = (
         paper=_jobs(_CHANNELS, {}),
         demo=_jobs((4, 8, 16), {"steps": "60", "batch_size": "32", "every": "5"}),
         seeds=10,
+        figures=("procrustes_grid",),
     ),
 )

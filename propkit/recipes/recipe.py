@@ -40,6 +40,10 @@ class Recipe:
         lr: Initial learning rate.
         momentum: Of SGD.
         batch_size: Images per step.
+        flip: Mirror the images at random, where the data allow it.
+        crop: Zeros on each side of an image before a random crop of its own size, as a share of its side:
+            0.125 is the usual four pixels of 32.
+        normalization: See `propkit.data.ImageSet.normalized_by`.
         milestones: Steps from which the learning rate is multiplied by ``gamma`` once more.
         gamma: See ``milestones``.
         warm_up: Number of first steps at a tenth of the learning rate.
@@ -74,6 +78,9 @@ class Recipe:
     lr: float = 0.1
     momentum: float = 0.9
     batch_size: int = 128
+    flip: bool = True
+    crop: float = 0.0
+    normalization: Literal["pixel", "channel"] = "pixel"
     milestones: tuple[int, ...] = (32000, 48000)
     gamma: float = 0.1
     warm_up: int = 0
@@ -95,7 +102,7 @@ class Recipe:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         for name in (
             *("weight_decay", "orthonormality", "lr", "momentum", "gamma"),
-            *("max_norm", "warm_up", "evaluate_every"),
+            *("max_norm", "crop", "warm_up", "evaluate_every"),
         ):
             value = getattr(self, name)
             if not 0 <= value < math.inf:

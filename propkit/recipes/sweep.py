@@ -27,7 +27,9 @@ class Sweep:
         reference: Paper and figure or table.
         paper: The runs at the scale of the paper.
         demo: The runs at a scale of minutes on one core, for small images.
-        seeds: Runs of each at the scale of the paper; one in the demo.
+        seeds: Runs of each at the scale of the paper.
+        demo_seeds: Runs of each in the demo.
+        figures: Names of the figures that the runs draw together.
     """
 
     name: str
@@ -36,3 +38,5 @@ class Sweep:
     paper: tuple[Job, ...]
     demo: tuple[Job, ...]
     seeds: int = 1
+    demo_seeds: int = 1
+    figures: tuple[str, ...] = ()

@@ -78,5 +78,6 @@ SWEEPS: tuple[Sweep, ...] = (
         reference="arXiv:1703.01827, Table 2",
         paper=tuple(Job(f"table2-{depth}-{m}") for depth in (44, 110) for m in _METHODS),
         demo=tuple(Job(f"table2-20-{m}", _DEMO) for m in _METHODS),
+        figures=("fig5",),
     ),
 )

@@ -9,7 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-_VERSION = 1
+from propkit.training.processes import Processes
+
+_VERSION = 2
 
 
 class Stateful(Protocol):
@@ -25,6 +27,8 @@ class Stateful(Protocol):
 @dataclass(frozen=True)
 class Checkpoint:
     """Where and when a training is saved.
+
+    Of several processes rank 0 writes the file, and all read it: it lies where all can.
 
     Attributes:
         path: The file, replaced as a whole each time: a crash leaves the one before.
@@ -49,12 +53,16 @@ class Checkpoint:
             raise ValueError(f"steps between checkpoints must be at least 1, found {self.every}")
 
     def save(self, steps: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Save the state after ``steps`` optimiser steps.
+        """Save the state after ``steps`` optimiser steps; of several processes all call it, and rank 0 writes.
 
         Modules that draw random numbers do so from PyTorch's global generators, whose states are
         saved too. The order of the images and their flips follow from the seed and the step.
         """
         self.before_save(steps)
+        processes = Processes()
+        processes.copy_buffers_(model)
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        random = processes.gather((torch.get_rng_state(), cuda))
         state = {
             "version": _VERSION,
             "steps": steps,
@@ -62,9 +70,11 @@ class Checkpoint:
             "optimizer": optimizer.state_dict(),
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "config": dict(self.config),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "random": [list(states) for states in random],
         }
+        processes.only_first(lambda: self._write(state))
+
+    def _write(self, state: dict[str, Any]) -> None:
         new = self.path.with_name(self.path.name + ".new")
         with new.open("wb") as file:
             torch.save(state, file)
@@ -83,6 +93,12 @@ class Checkpoint:
             ValueError: It is of another training, or no checkpoint of this version.
         """
         state = read(self.path)
+        processes = Processes()
+        if len(state["random"]) != processes.size:
+            raise ValueError(
+                f"{self.path} is a checkpoint of a training by {len(state['random'])} processes, and here are "
+                f"{processes.size}: batch norm would see other parts of the batches"
+            )
         saved = state["config"]
         differing = sorted(
             key for key in {*saved, *self.config} if saved.get(key) != self.config.get(key)
@@ -102,9 +118,10 @@ class Checkpoint:
         optimizer.load_state_dict(state["optimizer"])
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
-        torch.set_rng_state(state["rng"])
-        if torch.cuda.is_available() and len(state["cuda_rng"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        host, cuda = state["random"][processes.rank]
+        torch.set_rng_state(host)
+        if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(cuda)
         return int(state["steps"])
 
 

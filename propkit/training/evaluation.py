@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from propkit.data.imageset import ImageSet
+from propkit.training.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate on the test images in eval mode; the modules' modes are put back.
 
+    Where several processes share a training, all call this; each takes its part of the images, with rank
+    0's running statistics, and all return the same.
+
     Args:
         model: Already on ``device``.
         data: Its test images are used.
@@ -32,11 +36,15 @@ def evaluate(
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
+    processes = Processes()
+    processes.copy_buffers_(model)
+    mine = slice(processes.rank, None, processes.size)
+    images_here, labels_here = data.test_images[mine], data.test_labels[mine]
     loss = torch.zeros((), device=device)
     correct = torch.zeros((), device=device)
     try:
         for images, labels in zip(
-            data.test_images.split(batch_size), data.test_labels.split(batch_size), strict=True
+            images_here.split(batch_size), labels_here.split(batch_size), strict=True
         ):
             logits = model(data.normalize(images.to(device)))
             target = labels.to(device)
@@ -46,4 +54,5 @@ def evaluate(
         for module, mode in modes.items():
             module.training = mode
     count = len(data.test_labels)
-    return Evaluation(float(loss) / count, float(correct) / count, count)
+    total, right = processes.sum(torch.stack([loss, correct])).tolist()
+    return Evaluation(total / count, right / count, count)

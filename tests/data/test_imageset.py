@@ -77,3 +77,22 @@ def test_wrong_labels():
         )
     with pytest.raises(ValueError, match="train images must be"):
         ImageSet.from_tensors("toy", (images, torch.zeros(2).long()), (images, torch.zeros(3)), 2)
+
+
+def test_normalised_by_channel():
+    images = torch.randint(0, 256, (50, 3, 4, 5), dtype=torch.uint8)
+    images[:, 1] //= 7
+    data = build(images)
+    channel = data.normalized_by("channel")
+    values = images.numpy().astype(float)
+    assert channel.mean.shape == channel.std.shape == (3, 1, 1)
+    np.testing.assert_allclose(channel.mean.flatten(), values.mean((0, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(channel.std.flatten(), values.std((0, 2, 3)), rtol=1e-6)
+    normal = channel.normalize(images).double()
+    assert normal.mean((0, 2, 3)).abs().max() < 1e-6
+    assert channel.shape == (3, 4, 5)
+    again = channel.normalized_by("pixel")
+    assert torch.equal(again.mean, data.mean)
+    assert torch.equal(again.std, data.std)
+    with pytest.raises(ValueError, match="'pixel' or 'channel', found 'image'"):
+        data.normalized_by("image")

@@ -14,7 +14,8 @@ SWEEPS = {sweep.name: sweep for sweep in recipes.sweeps()}
 
 def test_names():
     assert set(SWEEPS) == {
-        "table2", "procrustes-grid", "norm-ratios", "generalisation-gap", "plainnet-ablation",
+        "fig2", "fig3", "fig4", "table2", "procrustes-grid", "norm-ratios", "generalisation-gap",
+        "plainnet-ablation", "modulation",
     }  # fmt: skip
     assert recipes.find_sweep("table2") is SWEEPS["table2"]
     assert recipes.find_sweep("plain20-l2") is None
