@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,48 +16,67 @@ FLOOR = 1e-4
 _CHUNK = (
     2**17
 )  # numbers per batch of matrices: 2 MB in complex128, so that a batch stays in the cache
+_ROWS = 96  # below so many rows a product of matrices costs what its call costs
+_KEPT = (
+    2**16
+)  # angles of which cos and sin are kept, 1 MB, for maps of up to 100 points or so a side
 
 
 class Lags(NamedTuple):
-    """Differences δ between tap positions, one of each pair ±δ, and the pairs of taps (t, t') that have each.
+    """Differences δ between tap positions, one of each pair ±δ, and the pairs of taps (t, t'), t >= t', that have each.
 
     Attributes:
-        differences: δ, one integer per axis.
-        first: For each δ the indices t.
-        second: For each δ the indices t'.
-        weights: 1/2 where δ = −δ on the grid, else 1: (number of δ, 1, 1, 1).
+        differences: δ, one integer per axis; H of them.
+        pairs: Which pairs are computed, in this order, as blocks (first t' of a block, number of t').
+        sums: (2 H, number of pairs): of K_t K_t'ᵀ, such that X + Xᵀ is the even and Y − Yᵀ the odd part of R_δ, X the
+            first H rows and Y the others. 0 for pairs with t < t'.
     """
 
     differences: tuple[tuple[int, ...], ...]
-    first: list[torch.Tensor]
-    second: list[torch.Tensor]
-    weights: torch.Tensor
+    blocks: tuple[tuple[int, int], ...]
+    sums: torch.Tensor
 
 
 @functools.lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)  # what is kept may be wanted for a gradient later
 def lags(
-    positions: tuple[tuple[int, ...], ...], grid: tuple[int, ...], device: torch.device
+    positions: tuple[tuple[int, ...], ...], grid: tuple[int, ...], step: int, device: torch.device
 ) -> Lags:
-    """The lags of the autocorrelation of taps at `positions` on a periodic `grid`."""
-    found: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-    weights = []
-    for i, p in enumerate(positions):
-        for j, q in enumerate(positions):
-            lag = tuple((a - b) % n for a, b, n in zip(p, q, grid, strict=True))
-            negative = tuple(-a % n for a, n in zip(lag, grid, strict=True))
-            if lag > negative:
-                continue
-            if lag not in found:
-                found[lag] = []
-                weights.append(0.5 if lag == negative else 1.0)
-            found[lag].append((i, j))
-    first, second = (
-        [torch.tensor([pair[k] for pair in pairs], device=device) for pairs in found.values()]
-        for k in (0, 1)
-    )
-    weight = torch.tensor(weights, dtype=torch.float64, device=device).view(-1, 1, 1, 1)
-    return Lags(tuple(found), first, second, weight)
+    """The lags of the autocorrelation of taps at `positions` on a periodic `grid`, `step` taps t' at a time."""
+    found: dict[tuple[int, ...], int] = {}
+    blocks, even, odd = [], [], []
+    for i in range(0, len(positions), step):
+        blocks.append((i, min(step, len(positions) - i)))
+        for t in range(i, len(positions)):
+            for other in range(i, i + blocks[-1][1]):
+                ends = zip(positions[t], positions[other], grid, strict=True)
+                lag = tuple((a - b) % n for a, b, n in ends)
+                negative = tuple(-a % n for a, n in zip(lag, grid, strict=True))
+                h = found.setdefault(min(lag, negative), len(found))
+                even.append((h, 0.0 if t < other else 0.5 if t == other else 1.0))
+                odd.append((h, 0.0 if t < other else float((lag < negative) - (lag > negative))))
+    sums = torch.zeros(2, len(found), len(even), dtype=torch.float64)
+    for rows, entries in zip(sums, (even, odd), strict=True):
+        for pair, (h, weight) in enumerate(entries):
+            rows[h, pair] = weight
+    return Lags(tuple(found), tuple(blocks), sums.flatten(0, 1).to(device))
+
+
+def waves(
+    frequencies: torch.Tensor, differences: tuple[tuple[int, ...], ...], grid: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and −sine of 2π f·δ for `frequencies` (F, axes): (F, number of δ), float64."""
+    angle = angles(frequencies, differences, grid)
+    return angle.cos(), angle.sin().neg_()
+
+
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)
+def half_waves(
+    differences: tuple[tuple[int, ...], ...], grid: tuple[int, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`waves` of half the spectrum, kept: a training asks for the same again and again."""
+    return waves(half_spectrum(grid, device)[0], differences, grid)
 
 
 class Gram:
@@ -72,18 +92,17 @@ class Gram:
         self.lags: Lags | None = None
         if t * (t + 1) > 8 * frequencies:
             return
-        taps = kernel.taps
-        self.lags = lags(kernel.positions, kernel.grid, taps.device)
-        groups, m, _, _ = taps.shape
-        r = torch.stack(
-            [
-                taps.index_select(2, i).view(groups, m, -1)
-                @ taps.index_select(2, j).view(groups, m, -1).mT
-                for i, j in zip(self.lags.first, self.lags.second, strict=True)
-            ]
-        )
-        self._even = (self.lags.weights * (r + r.mT)).flatten(1)
-        self._odd = (r - r.mT).flatten(1)
+        groups, m, _, c = kernel.taps.shape
+        step = max(1, _ROWS // m)
+        self.lags = lags(kernel.positions, kernel.grid, step, kernel.taps.device)
+        rows = kernel.taps.transpose(1, 2).reshape(groups, t * m, c)
+        products = []
+        for i, n in self.lags.blocks:
+            block = rows[:, i * m :] @ rows[:, i * m : (i + n) * m].mT
+            block = block.view(groups, t - i, m, n, m).permute(1, 3, 0, 2, 4)
+            products.append(block.reshape((t - i) * n, -1))
+        x, y = (self.lags.sums @ torch.cat(products)).view(2, -1, groups, m, m)
+        self._even, self._odd = (x + x.mT).flatten(1), (y - y.mT).flatten(1)
 
     def single(self) -> "Gram":
         """The same with planes in float32."""
@@ -93,24 +112,47 @@ class Gram:
             other._even, other._odd = self._even.float(), self._odd.float()
         return other
 
-    def planes(self, frequencies: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Real and imaginary part of G at `frequencies` (F, axes), (F, groups, m, m); None if all is real."""
+    def planes(
+        self,
+        frequencies: torch.Tensor,
+        known: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Real and imaginary part of G at `frequencies` (F, axes), (F, groups, m, m); None if all is real.
+
+        Args:
+            frequencies: Where to.
+            known: Their `waves`, if they are.
+        """
         groups, m, _, _ = self.kernel.taps.shape
         if self.lags is None:
             p = self.kernel.symbol(frequencies)
             g = p @ p.mH
             return g.real.to(self._dtype), None if self.kernel.is_real else g.imag.to(self._dtype)
-        angle = angles(frequencies, self.lags.differences, self.kernel.grid)
+        cos, sin = known or waves(frequencies, self.lags.differences, self.kernel.grid)
         shape = (len(frequencies), groups, m, m)
-        real = (angle.cos().to(self._dtype) @ self._even).view(shape)
+        real = (cos.to(self._dtype) @ self._even).view(shape)
         if self.kernel.is_real:
             return real, None
-        return real, (-angle.sin().to(self._dtype) @ self._odd).view(shape)
+        return real, (sin.to(self._dtype) @ self._odd).view(shape)
 
-    def __call__(self, frequencies: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self,
+        frequencies: torch.Tensor,
+        known: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """G at `frequencies` (F, axes), (F, groups, m, m), float64 or complex128."""
-        real, imaginary = self.planes(frequencies)
+        real, imaginary = self.planes(frequencies, known)
         return real if imaginary is None else torch.complex(real, imaginary)
+
+    def half(self, frequencies: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
+        """G at half the spectrum, `size` frequencies at a time."""
+        if self.lags is None or len(frequencies) * len(self.lags.differences) > _KEPT:
+            yield from map(self, frequencies.split(size))
+            return
+        kept = half_waves(self.lags.differences, self.kernel.grid, frequencies.device)
+        for i, part in enumerate(frequencies.split(size)):
+            cos, sin = (table[i * size : (i + 1) * size] for table in kept)
+            yield self(part, (cos, sin))
 
 
 def chunk(kernel: Kernel, columns: int) -> int:
@@ -158,9 +200,8 @@ def values(kernel: Kernel, accurate: bool = False) -> tuple[torch.Tensor, torch.
     if accurate or m == 1:  # a single row has its norm as singular value: nothing is cheaper
         return symbol_values(kernel, frequencies), multiplicity
     gram = Gram(kernel, len(frequencies))
-    squares = torch.cat(
-        [torch.linalg.eigvalsh(gram(part)) for part in frequencies.split(chunk(kernel, m))]
-    )
+    parts = gram.half(frequencies, chunk(kernel, m))
+    squares = torch.cat([torch.linalg.eigvalsh(part) for part in parts])
     with torch.no_grad():
         lost = squares[..., 0] <= FLOOR**2 * squares[..., -1].amax(0)
     if not lost.any():

@@ -21,7 +21,7 @@ class Kernel(NamedTuple):
     """A circular convolution of stride 1 between `groups` pairs of m and c channels, m <= c.
 
     Attributes:
-        taps: (groups, m, T, c), float64.
+        taps: (groups, m, T, c).
         positions: Where the T taps sit, each a tuple of one integer per axis.
         grid: Number of points per axis.
         copies: How often each singular value of it occurs in the operator.
@@ -55,17 +55,17 @@ def canonical(weight: torch.Tensor, layout: Geometry) -> Kernel:
         layout: Its stationary geometry.
     """
     filters, channels, *kernel = weight.shape
-    taps = weight.double().reshape(layout.groups, filters // layout.groups, channels, *kernel)
+    taps = weight.reshape(layout.groups, filters // layout.groups, channels, *kernel)
     grid, copies, phases, places = [], 1, [], []
     for j, axis in enumerate(layout.axes):
         folded = _fold(axis)
-        table = torch.zeros(axis.taps, len(folded.phases), len(folded.positions), dtype=taps.dtype)
-        for t, (r, a) in enumerate(folded.targets):
-            table[t, r, a] = 1
         if folded.plain:  # nothing to fold: the kernel itself
             taps = taps.unsqueeze(3 + 2 * j)
         else:
-            moved = torch.tensordot(taps, table.to(taps.device), dims=([3 + 2 * j], [0]))
+            table = taps.new_zeros(axis.taps, len(folded.phases), len(folded.positions))
+            for t, (r, a) in enumerate(folded.targets):
+                table[t, r, a] = 1
+            moved = torch.tensordot(taps, table, dims=([3 + 2 * j], [0]))
             taps = moved.movedim((-2, -1), (3 + 2 * j, 4 + 2 * j))
         grid.append(folded.grid)
         copies *= folded.copies

@@ -23,45 +23,50 @@ WINDOW = 50
 
 
 class Monitor:
-    """Collects 0-d tensors without waiting for the device, and reads them when `due`.
+    """Collects values without waiting for the device, and reads them when `due`.
 
     Args:
         first: Number of the first step.
+        every: Steps between two reads; by the clock if None. Processes that share a training must read
+            at the same steps, which their clocks would not tell.
     """
 
-    def __init__(self, first: int = 0) -> None:
+    def __init__(self, first: int = 0, every: int | None = None) -> None:
         self._first = first
-        self._pending: list[tuple[Tensor, Tensor]] = []
+        self._every = every
+        self._pending: list[Tensor] = []
         self._recent: deque[tuple[float, float]] = deque(maxlen=WINDOW)
         self._read = 0
         self._time = time.perf_counter()
 
-    def add(self, loss: Tensor, accuracy: Tensor) -> None:
-        """Take one step's values."""
-        self._pending.append((loss, accuracy))
+    def add(self, values: Tensor) -> None:
+        """Take one step's values: ``(3,)``, loss, accuracy, and above 0 if the training is to stop."""
+        self._pending.append(values)
 
     @property
     def due(self) -> bool:
         """Whether it is time to `read`."""
-        waited = time.perf_counter() - self._time
-        return waited >= INTERVAL or self._read < EARLY or len(self._pending) >= MOST
+        if self._read < EARLY or len(self._pending) >= (self._every or MOST):
+            return True
+        return self._every is None and time.perf_counter() - self._time >= INTERVAL
 
     def read(self) -> tuple[float, float]:
         """Wait for the device; mean loss and accuracy over the last `WINDOW` steps.
 
         Raises:
             DivergenceError: A loss is not finite; it names the first such step.
+            KeyboardInterrupt: The training is to stop.
         """
-        if self._pending:
-            flat = torch.stack([value.float() for pair in self._pending for value in pair]).tolist()
-            pairs = list(zip(flat[::2], flat[1::2], strict=True))
-            self._pending.clear()
-            for offset, (loss, _) in enumerate(pairs):
-                if not math.isfinite(loss):
-                    step = self._first + self._read + offset
-                    raise DivergenceError(f"training diverged: loss {loss} at step {step}", step)
-            self._read += len(pairs)
-            self._recent.extend(pairs)
+        rows = torch.stack(self._pending).tolist() if self._pending else []
+        self._pending.clear()
+        for offset, (loss, _, _) in enumerate(rows):
+            if not math.isfinite(loss):
+                step = self._first + self._read + offset
+                raise DivergenceError(f"training diverged: loss {loss} at step {step}", step)
+        if any(stop > 0 for _, _, stop in rows):
+            raise KeyboardInterrupt
+        self._read += len(rows)
+        self._recent.extend((loss, accuracy) for loss, accuracy, _ in rows)
         self._time = time.perf_counter()
         losses, accuracies = zip(*self._recent, strict=True)
         return sum(losses) / len(losses), sum(accuracies) / len(accuracies)

@@ -12,6 +12,13 @@ import torch
 from torch import Tensor
 
 from propkit.spectra.convolution_symbol import Kernel, angles, half_spectrum
+from propkit.training.inverse_root import (
+    inverse_root,
+    inverse_roots,
+    largest_bound,
+    spread_limit,
+    steps,
+)
 
 _NEAR = 0.5
 """‖A Aᵀ − I‖_F below which Newton-Schulz steps, which converge from 1, take less time than `eigh`."""
@@ -26,14 +33,20 @@ def matrix_polar_factor(a: Tensor) -> Tensor:
 
     A matrix that is a multiple of an orthonormal one up to an error of `_NEAR`, as after an
     optimiser step from one, takes Newton-Schulz steps A ← (3 A − A Aᵀ A) / 2, whose error is squared
-    in each, until it is rounding. Others take the eigenvalues of A Aᵀ in float64, and float64
-    matrices the same steps after that. Directions in which a matrix is zero stay so.
+    in each, until it is rounding. Well-conditioned ones come as near by `steps`, others by the
+    eigenvalues of A Aᵀ in float64. Directions in which a matrix is zero stay so.
     """
-    m = a.shape[1]
+    m, c = a.shape[1:]
     info = torch.finfo(a.dtype)
-    a = a / a.square().sum((1, 2), keepdim=True).div(m).sqrt().clamp_min(info.tiny)
+    norm = torch.linalg.vector_norm(a, dim=(1, 2), keepdim=True)
+    a = a * (m**0.5 / norm.clamp_min(info.tiny))
     error = _distance(a)
     size = _largest(error)
+    if _NEAR <= size <= spread_limit(m, c) * m**0.5:
+        brought = _bring_near(a, error)
+        remaining = _distance(brought)
+        if (left := _largest(remaining)) < _NEAR:
+            a, error, size = brought, remaining, left
     if not size < _NEAR:
         wide = a.double()
         gram = wide @ wide.mT
@@ -48,6 +61,25 @@ def matrix_polar_factor(a: Tensor) -> Tensor:
             break
         error = _distance(a)
         size = _largest(error)
+    return a
+
+
+def _bring_near(a: Tensor, error: Tensor) -> Tensor:
+    """Singular values, of the mean square 1, towards 1: ``error`` is I − A Aᵀ."""
+    gram = torch.eye(a.shape[1], dtype=a.dtype, device=a.device) - error
+    square = gram @ gram
+    mean = torch.ones_like(a[:, 0, 0])
+    spread = torch.linalg.vector_norm(error, dim=(1, 2)) / a.shape[1] ** 0.5
+    bound = largest_bound(square, mean, spread)
+    scale = bound.reciprocal()[:, None, None]
+    a, gram, square = a * scale.sqrt(), gram * scale, square * scale.square()
+    for i, (p, q, r) in enumerate(steps(mean, spread, bound)):
+        if i:
+            gram = a @ a.mT
+            square = gram @ gram
+        t = torch.mul(square, r).add_(gram, alpha=q)
+        t.diagonal(dim1=1, dim2=2).add_(p)
+        a = t @ a
     return a
 
 
@@ -66,23 +98,6 @@ def _trace(gram: Tensor) -> Tensor:
     return gram.diagonal(dim1=-2, dim2=-1).sum(-1).real
 
 
-def inverse_root(gram: Tensor, trace: Tensor) -> Tensor:
-    """G^{-1/2} of Hermitian matrices ``(..., groups, m, m)`` by their eigenvalues.
-
-    Eigenvalues below ε times the trace are rounding and raised to that: a direction in which the
-    operator is zero gets no gain out of noise.
-
-    Args:
-        gram: The matrices.
-        trace: Of the largest of each group, ``(groups,)``.
-    """
-    values, vectors = torch.linalg.eigh(gram)
-    info = torch.finfo(values.dtype)
-    floor = (trace.to(values.dtype) * info.eps).clamp_min(info.tiny)[:, None]
-    root: Tensor = (vectors * values.maximum(floor).rsqrt()[..., None, :]) @ vectors.mH
-    return root
-
-
 class Lags(NamedTuple):
     """The differences δ between a kernel's tap positions, one of each pair ±δ, and their phases e^{−iωδ}.
 
@@ -90,15 +105,13 @@ class Lags(NamedTuple):
         table: (T, T): which of the H differences ``positions[i] − positions[j]`` is, modulo the grid;
             H more where it is the negative of one. The first is 0.
         share: (H,): 1/2 where δ = −δ, else 1.
-        cos: (F, H): real parts, at each frequency of half the spectrum.
-        sin: (F, H): minus the imaginary parts; None where the grid makes all real.
+        waves: (F, 2 H): cos(ωδ) and sin(ωδ), at each frequency of half the spectrum.
         weight: (F,): share of the whole spectrum that the frequency stands for.
     """
 
     table: Tensor
     share: Tensor
-    cos: Tensor
-    sin: Tensor | None
+    waves: Tensor
     weight: Tensor
 
 
@@ -126,8 +139,7 @@ def lags(
     return Lags(
         index.view(len(positions), -1),
         torch.where(torch.tensor(own, device=device), 0.5, 1.0).to(dtype)[:, None, None, None],
-        angle.cos().to(dtype),
-        None if max(grid) <= 2 else angle.sin().to(dtype),
+        torch.cat([angle.cos(), angle.sin()], 1).to(dtype),
         times.to(dtype) / int(times.sum()),
     )
 
@@ -186,24 +198,19 @@ def convolution_polar_factor(kernel: Kernel, conjugate: bool = False) -> Tensor:
     lags = kernel_lags(kernel)
     groups, m, _, _ = kernel.taps.shape
     planes = autocorrelation(kernel.taps, lags)
-    even = ((planes + planes.mT) * lags.share).flatten(1)
-    odd = (planes - planes.mT).flatten(1)
-    traces = lags.cos @ _trace(even.view_as(planes))
-    filters = torch.zeros_like(even)
-    size = max(1, _CHUNK // even.shape[1])
-    for i in range(0, len(lags.cos), size):
-        cos, weight = lags.cos[i : i + size], lags.weight[i : i + size]
-        gram = (cos @ even).view(-1, groups, m, m)
-        if lags.sin is None:
-            root = inverse_root(gram, traces.amax(0)).flatten(1)
-        else:
-            sin = lags.sin[i : i + size]
-            gram = torch.complex(gram, (sin @ odd).neg_().view_as(gram))
-            root = inverse_root(gram, traces.amax(0)).flatten(1)
-            filters.addmm_(sin.mT * weight, root.imag, alpha=-1)
-            root = root.real
-        filters.addmm_(cos.mT * weight, root)
-    return convolve(filters.view_as(planes), kernel.taps, lags)
+    # G(ω) = Σ_δ cos(ωδ) even_δ − i sin(ωδ) odd_δ, its root Z alike: each as real + imaginary part.
+    even = (planes + planes.mT) * lags.share
+    traces = (lags.waves[:, : len(even)] @ _trace(even)).amax(0)
+    both = torch.cat([even, planes.mT - planes]).flatten(1)
+    filters = torch.zeros_like(both)
+    size = max(1, _CHUNK // even[0].numel())
+    for i in range(0, len(lags.waves), size):
+        waves, weight = lags.waves[i : i + size], lags.weight[i : i + size]
+        gram = (waves @ both).view(-1, groups, m, m)
+        root = inverse_roots(gram, traces, kernel.taps.shape[3])
+        filters.addmm_(waves.mT * weight, root.flatten(1))
+    cos, sin = filters.view(2, *planes.shape) / 2
+    return convolve(cos + cos.mT - sin + sin.mT, kernel.taps, lags)
 
 
 def _by_symbol(kernel: Kernel, sign: int) -> Tensor:

@@ -48,8 +48,10 @@ def procrustes_(
     do ``iterations`` (cut and project, in turn) and, more cheaply, ``refinements``.
 
     Precision: float64 for float64 weights, else float32 (a matrix without taps: float64 where it is
-    far from orthonormal). The eigenvalues of Gram matrices are exact to rounding, so that no number
-    of iterations has to be chosen for them; singular values below √(mε) of the largest, 0.003 in
+    far from orthonormal). Well-conditioned float32 symbols are projected by products of matrices, and
+    checked; others by the eigenvalues of their Gram matrices
+    (`propkit.training.inverse_root.inverse_roots` has the rule). Both are exact to rounding, so that no
+    number of iterations has to be chosen; singular values below √(mε) of the largest, 0.003 in
     float32 for 64 channels, are raised only in part. A weight of zeros stays zero.
 
     Args:
@@ -97,9 +99,11 @@ def procrustes_(
     layout = _circular(actual, transposed)
     if bug_compat and any(axis.stride > 1 for axis in layout.axes):
         raise ValueError("bug_compat is for convolutions of stride 1, as in the official code")
-    if not torch.isfinite(kernel).all():
+    top = torch.linalg.vector_norm(kernel, ord=math.inf)
+    if not torch.isfinite(top):
         raise ValueError("the weight has values that are not finite; there is nothing to project")
-    kernel = kernel.to(torch.promote_types(weight.dtype, torch.float32))
+    # The projection ignores scale, and squares of what is at most 1 stay in range.
+    kernel = kernel.to(torch.promote_types(weight.dtype, torch.float32)) / top.where(top > 0, 1.0)
     if _one_tap(kernel):
         kernel = _project_matrix(kernel, layout, transposed)
     else:
@@ -157,31 +161,23 @@ def _project_kernel(
     rescale: bool,
     bug_compat: bool,
 ) -> Tensor:
-    top = kernel.abs().amax().double()
-    form = _CanonicalForm(kernel.double() / top.where(top > 0, 1.0), layout)
+    form = _CanonicalForm(kernel, layout)
     for _ in range(iterations):
-        taps = form.kernel.taps.to(kernel.dtype)
-        form.set(convolution_polar_factor(form.kernel._replace(taps=taps), bug_compat))
+        form.set(convolution_polar_factor(form.kernel, bug_compat))
     if refinements:
-        taps = form.kernel.taps.to(kernel.dtype)
-        lags = kernel_lags(form.kernel._replace(taps=taps))
+        lags = kernel_lags(form.kernel)
         for _ in range(refinements):
-            form.set(newton_schulz_step(form.kernel.taps.to(kernel.dtype), lags))
+            form.set(newton_schulz_step(form.kernel.taps, lags))
     taps = form.kernel.taps
     factor = _gain(layout, kernel, form.columns, transposed)
     if rescale:  # Σ of the squares of a group's singular values, over all frequencies
         norm = taps.square().sum((1, 2, 3), keepdim=True)
         form.set(taps * (taps.shape[1] / norm.clamp_min(torch.finfo(norm.dtype).tiny)).sqrt())
-    return (form.weight() * factor).to(kernel.dtype)
+    return form.weight() * factor
 
 
 class _CanonicalForm:
-    """A kernel in canonical form, and the way back: taps of the form that the kernel lacks are cut.
-
-    Args:
-        weight: float64.
-        layout: Its circular geometry.
-    """
+    """A kernel in canonical form, and the way back: taps of the form that the kernel lacks are cut."""
 
     def __init__(self, weight: Tensor, layout: Geometry) -> None:
         self._original = weight
@@ -189,21 +185,38 @@ class _CanonicalForm:
             self._leaf = weight.clone().requires_grad_()
             self._form = canonical(self._leaf, layout)
         self.kernel: Kernel = self._form._replace(taps=self._form.taps.detach())
+        self._wraps = any(_meet(axis) for axis in layout.axes)
         # How many taps of the weight make an entry: 0 for those cut, above 1 where the kernel wraps.
-        self._merged = canonical(torch.ones_like(weight), layout).taps
+        self._merged: Tensor | None = None
+        if self._wraps or any(axis.stride > 1 for axis in layout.axes):
+            self._merged = canonical(torch.ones_like(weight), layout).taps
         filters = weight.shape[0] // layout.groups
         _, m, _, c = self.kernel.taps.shape
         self.columns = c if m == filters else m
 
     def set(self, taps: Tensor) -> None:
         """Replace the taps, less those that the kernel lacks."""
-        self.kernel = self.kernel._replace(taps=taps.double() * (self._merged > 0))
+        if self._merged is not None:
+            taps = taps * (self._merged > 0)
+        self.kernel = self.kernel._replace(taps=taps)
 
     def weight(self) -> Tensor:
-        """The weight nearest to the first one that has the present taps."""
-        change = (self.kernel.taps - self._form.taps.detach()) / self._merged.clamp_min(1)
-        (back,) = torch.autograd.grad(self._form.taps, self._leaf, change)
-        return self._original + back
+        """The weight that has the present taps; where it wraps, of all those the nearest to the first."""
+        taps = self.kernel.taps
+        if self._merged is not None and self._wraps:
+            change = (taps - self._form.taps.detach()) / self._merged.clamp_min(1)
+            return self._original + self._adjoint(change)
+        return self._adjoint(taps)
+
+    def _adjoint(self, taps: Tensor) -> Tensor:
+        """The transpose of what makes taps of a weight: where that is one to one, its inverse."""
+        (back,) = torch.autograd.grad(self._form.taps, self._leaf, taps)
+        return back
+
+
+def _meet(axis: Axis) -> bool:
+    """Whether several taps read the same point of the periodic map."""
+    return len({axis.dilation * t % axis.size for t in range(axis.taps)}) < axis.taps
 
 
 def _rescale(kernel: Tensor, actual: Geometry, transposed: bool) -> Tensor:

@@ -72,7 +72,7 @@ def add_orthonormality_gradient_(
                 target.addmm_(gram_error(W), W, alpha=2 * coefficient)
         else:  # rows are no view of the gradient
             gradient = torch.cat([gram_error(W) @ W for W in kernels]).reshape(weight.shape)
-            weight.grad.add_(gradient.to(weight.grad.dtype), alpha=2 * coefficient)
+            weight.grad.add_((2 * coefficient * gradient).to(weight.grad.dtype))
 
 
 def layer_kernels(layer: Layer, groups: Grouping) -> list[Tensor]:

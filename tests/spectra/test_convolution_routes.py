@@ -81,6 +81,36 @@ def test_both_ways_to_the_gram_matrix_agree() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [
+        (
+            (4, 3, 3, 3),
+            (4, 4),
+        ),  # all taps at a time; lags of half the map, which are their own negatives
+        ((4, 3, 5), (6,)),
+        ((2, 3, 3, 3), (2, 5)),  # a kernel that wraps
+        ((40, 36, 3), (8,)),  # two taps at a time, then one
+        ((50, 49, 3), (7,)),  # one
+    ],
+)
+@pytest.mark.parametrize("kept", [0, 2**16])
+def test_the_autocorrelation_makes_the_gram_matrix_of_numpys_fft(shape, sizes, kept, monkeypatch):
+    monkeypatch.setattr(convolution_gram, "_KEPT", kept)
+    kernel = canonical(gaussian(*shape), geometry(gaussian(*shape), sizes))
+    frequencies, _ = half_spectrum(kernel.grid, torch.device("cpu"))
+    m, _, c = kernel.taps.shape[1:]
+    space = np.zeros((m, c, *kernel.grid))
+    for t, place in enumerate(kernel.positions):
+        space[(slice(None), slice(None), *place)] = kernel.taps[0, :, t]
+    symbol = np.fft.fftn(space, axes=range(2, space.ndim))
+    gram = convolution_gram.Gram(kernel, 10**6)
+    parts = torch.cat(list(gram.half(frequencies, 3))).numpy()
+    for f, found in zip(frequencies.long().tolist(), parts, strict=True):
+        p = symbol[(slice(None), slice(None), *f)]
+        np.testing.assert_allclose(found[0], p @ p.conj().T, atol=1e-11)
+
+
 def test_chunks_of_frequencies_change_nothing(monkeypatch) -> None:
     weight = gaussian(18, 20, 3, 3)
     whole = conv_singular_values(weight, 8), conv_spectral_norm(weight, 8)

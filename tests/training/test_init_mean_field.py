@@ -63,3 +63,19 @@ def test_wrong_arguments():
         critical_(nn.Linear(2, 2), "swoosh")
     with pytest.raises(ValueError, match="positive, finite length q"):
         critical_(nn.Linear(2, 2), q=0.0)
+
+
+def test_biases_are_zero_unless_said_and_variances_may_be():
+    model = gaussian_(nn.Sequential(nn.Linear(50, 400), nn.Linear(3, 2, bias=False)), 2.0)
+    assert not model[0].bias.any()
+    assert float(model[0].weight.detach().var()) * 50 == pytest.approx(2.0, rel=0.05)
+    assert not gaussian_(nn.Linear(3, 2), 0.0, 0.0).weight.any()
+
+
+def test_critical_without_arguments_is_tanh_at_length_one():
+    found = critical_(nn.Linear(40, 30), generator=seeded())
+    expected = critical_(nn.Linear(40, 30), "tanh", 1.0, generator=seeded())
+    assert torch.equal(found.weight, expected.weight)
+    assert torch.equal(found.bias, expected.bias)
+    leaky = critical_(nn.Linear(200, 900), "leaky_relu", generator=seeded())
+    assert float(leaky.weight.detach().var()) * 200 == pytest.approx(2 / 1.0001, rel=0.02)

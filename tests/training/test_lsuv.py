@@ -88,6 +88,8 @@ def test_a_layer_called_twice_is_scaled_at_its_first_call():
             return self.layer(torch.relu(out))
 
     model = lsuv_(Twice(), 3 * batch(40, 4), tolerance=0.01)
+    with torch.no_grad():  # that the second call has not changed the weight
+        model(3 * batch(40, 4))
     assert model.first == pytest.approx(1, abs=0.011)
 
 
@@ -101,3 +103,73 @@ def test_failures_say_why_and_leave_no_hooks():
     with pytest.raises(ValueError, match="no convolution and no linear"):
         lsuv_(nn.ReLU(), batch(2, 2))
     initialize(model)
+
+
+def test_without_a_bias_one_division_makes_the_variance_one_exactly():
+    """Of six numbers, so that dividing by five would show."""
+    x = batch(2, 4)
+    once = lsuv_(nn.Linear(4, 3, bias=False), x, tolerance=1e-4, max_iterations=1)
+    assert variances(nn.Sequential(once), x)["0"] == pytest.approx(1, abs=1e-6)
+
+
+def test_as_many_divisions_as_allowed_and_none_of_what_is_near():
+    """A bias is not divided, so that each division leaves an error, which the next one sees."""
+    x, rows = batch(30, 6), torch.tensor([[3.0], [-2.0]])
+
+    def scaled(divisions, tolerance):
+        layer = nn.Linear(6, 2)
+        with torch.no_grad():
+            layer.weight.copy_(torch.full((2, 6), 0.5) * rows)
+            layer.bias.copy_(torch.tensor([0.4, -0.4]))
+        lsuv_(layer, x, orthonormal=False, max_iterations=divisions, tolerance=tolerance)
+        return float(layer.weight.detach()[0, 0])
+
+    expected = [1.5]
+    for _ in range(4):
+        w = expected[-1] * torch.ones(2, 6) * rows / 3.0
+        out = (x @ w.T + torch.tensor([0.4, -0.4])).numpy()
+        expected.append(expected[-1] / float(out.std()))
+    for divisions, value in enumerate(expected):
+        assert scaled(divisions, 1e-12) == pytest.approx(value, rel=1e-5)
+    assert scaled(10, 1e9) == 1.5
+
+
+def test_the_default_tolerance_is_a_tenth():
+    x = batch(400, 5)
+    for variance, stays in ((1.09, True), (0.91, True), (1.11, False), (0.89, False)):
+        layer = nn.Linear(5, 5, bias=False)
+        weight = torch.eye(5) / x.std(0, correction=0).mean()
+        layer.weight.data.copy_(weight * (variance / float((x @ weight).var(correction=0))) ** 0.5)
+        before = layer.weight.detach().clone()
+        lsuv_(layer, x, orthonormal=False)
+        assert torch.equal(layer.weight, before) == stays
+
+
+def test_grouped_convolutions_are_orthonormal_within_their_groups():
+    layer = lsuv_(nn.Conv1d(4, 6, 1, groups=2), batch(9, 4, 5))
+    for part in layer.weight.detach().flatten(1).split([2, 1, 2, 1]):
+        gram = part @ part.T
+        torch.testing.assert_close(gram, gram[0, 0] * torch.eye(len(part)))
+
+
+def test_an_infinite_variance_is_refused():
+    with pytest.raises(ValueError, match=r"variance (inf|nan)"):
+        lsuv_(nn.Linear(4, 4), torch.full((5, 4), 3e38) * batch(5, 4).sign())
+
+
+def test_a_layer_that_cannot_be_brought_to_one_is_divided_ten_times():
+    class Stubborn(nn.Linear):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return 2 * x
+
+    layer = Stubborn(4, 4, bias=False)
+    with torch.no_grad():
+        layer.weight.fill_(1)
+    x = batch(9, 4)
+    lsuv_(layer, x, orthonormal=False)
+    assert layer.calls == 1 + 10
+    expected = (2 * x).double().std(correction=0) ** -10.0
+    torch.testing.assert_close(layer.weight.detach().double().mean(), expected, rtol=1e-5, atol=0)

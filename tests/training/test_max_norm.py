@@ -106,3 +106,32 @@ def test_wrong_arguments():
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="weight of the module is computed"):
         max_norm_(layer)
+
+
+def test_the_limit_is_two_unless_said():
+    weight = torch.tensor([[0.0, 5.0], [1.9, 0.0]])
+    expected = torch.tensor([[0.0, 2.0], [1.9, 0.0]])
+    torch.testing.assert_close(max_norm_(weight.clone()), expected)
+    layer = nn.Linear(2, 2)
+    layer.weight.data.copy_(weight)
+    with max_norm(layer) as handle:
+        handle()
+    torch.testing.assert_close(layer.weight.data, expected)
+
+
+def test_handle_counts_every_other_step_of_the_optimizer_it_listens_to():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    ours, other = (torch.optim.SGD(layer.parameters(), lr=0.1) for layer in model)
+    model(torch.ones(2, 3)).sum().backward()
+    with max_norm(model, 1.0, 2, optimizer=ours) as handle:
+        for optimizer in (other, ours, other, other, ours, ours):
+            optimizer.step()
+    assert (handle.steps, handle.calls) == (3, 1)
+
+
+def test_which_module_and_what_belongs_to_a_weight():
+    with pytest.raises(ValueError, match="a module knows its own"):
+        max_norm_(nn.ConvTranspose1d(2, 2, 1, groups=2), 1.0, groups=2)
+    inner = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="weight of 1 is computed"):
+        max_norm_(nn.Sequential(nn.ReLU(), inner))

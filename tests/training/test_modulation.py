@@ -446,6 +446,7 @@ def test_layers_by_default():
         ("often", None, "rule must be one of decade, always, never, drift, ratio"),
         ("drift", 1.0, "tau must be above 1 and finite, found 1.0"),
         ("ratio", math.nan, "tau must be above 1"),
+        ("ratio", math.inf, "tau must be above 1 and finite, found inf"),
         ("decade", 10.0, "tau belongs to the rules"),
         (lambda q, above, top: q, 2.0, "tau belongs to the rules"),
     ],
@@ -453,3 +454,30 @@ def test_layers_by_default():
 def test_wrong_rules(rule, tau, message):
     with pytest.raises(ValueError, match=message):
         find_rule(rule, tau)
+
+
+@pytest.mark.parametrize(
+    ("rule", "tau", "q", "expected"),
+    [  # the layer above has 4.0, the highest 0.5
+        ("ratio", None, 4 * 1.55, 4.0),
+        ("ratio", None, 4 * 1.45, 4 * 1.45),
+        ("ratio", None, 4 / 1.55, 4.0),
+        ("ratio", None, 4 / 1.45, 4 / 1.45),
+        ("ratio", 3.0, 4 * 2.9, 4 * 2.9),
+        ("ratio", 3.0, 4 / 3.1, 4.0),
+        ("drift", None, 0.5 * 10.2, 0.5),
+        ("drift", None, 0.5 * 9.8, 0.5 * 9.8),
+        ("drift", None, 0.5 / 10.2, 0.5),
+        ("drift", None, 0.5 / 9.8, 0.5 / 9.8),
+        ("drift", 1.1, 0.5 * 1.12, 0.5),
+        ("decade", None, 9.99, 9.99),
+        ("decade", None, 1.01, 1.01),
+        ("decade", None, 10.1, 4.0),
+        ("decade", None, 0.99, 4.0),
+        ("always", None, 4.1, 4.0),
+        ("never", None, 4e9, 4e9),
+    ],
+)
+def test_where_each_rule_begins_to_fire(rule, tau, q, expected):
+    moments = (torch.tensor(x, dtype=torch.float64) for x in (q, 4.0, 0.5))
+    assert float(find_rule(rule, tau)(*moments)) == expected

@@ -235,3 +235,30 @@ def test_check_finds_weights_that_are_not_finite():
     with pytest.raises(DivergenceError, match="found 0 nan"):
         check_orthonormality_stability(nn.Sequential(layer), lr=0.1)
     check_orthonormality_stability(nn.ReLU(), lr=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradient_in_reduced_precision_is_that_of_float32_rounded_once(dtype):
+    """In float16 the Gram matrix of 300s would overflow."""
+    layer = linear(gaussian(4, 9)).to(dtype)
+    layer.weight.data[0] = 300
+    W = layer.weight.detach().double()
+    add_orthonormality_gradient_(layer, 1e-6)
+    assert layer.weight.grad.dtype == dtype
+    expected = 2e-6 * (W @ W.T - torch.eye(4)) @ W
+    tolerance = 2 * torch.finfo(dtype).eps
+    torch.testing.assert_close(layer.weight.grad.double(), expected, rtol=tolerance, atol=1e-6)
+    penalty = orthonormality(layer, 1.0)
+    assert penalty.dtype == torch.float32
+    assert float(penalty.detach()) == pytest.approx(
+        float(((W @ W.T - torch.eye(4)) ** 2).sum()) / 2, rel=1e-5
+    )
+
+
+def test_the_default_coefficient_is_the_papers_in_both_forms():
+    W = gaussian(3, 5)
+    layer = linear(W)
+    add_orthonormality_gradient_(layer)
+    torch.testing.assert_close(layer.weight.grad, 2e-4 * (W @ W.T - torch.eye(3)) @ W)
+    expected = 0.5e-4 * float(((W @ W.T - torch.eye(3)) ** 2).sum())
+    assert value(linear(W)) == pytest.approx(expected)
