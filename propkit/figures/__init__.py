@@ -4,6 +4,7 @@
 
     propkit.figures.fig3(run)                             # one run
     propkit.figures.fig3("l2.zarr", "orthonormal.zarr")   # several are compared
+    propkit.figures.procrustes_grid("runs/*.zarr")        # a pattern, a folder or a study of them
     python -m propkit.figures fig3 run.zarr -o fig3.pdf   # the same from a shell
     python -m propkit.figures --list
 
@@ -22,21 +23,29 @@ from propkit._lazy import publish
 from propkit.figures.registry import MODULES, describe, find, names
 
 if TYPE_CHECKING:
+    from propkit.figures.activation_images import activation_images
     from propkit.figures.activations import activations
     from propkit.figures.bn_spectra import bn_spectra
     from propkit.figures.conditioning import conditioning
     from propkit.figures.fig2 import fig2
     from propkit.figures.fig3 import fig3
     from propkit.figures.fig4 import fig4
+    from propkit.figures.fig5 import fig5
+    from propkit.figures.fig6 import fig6
+    from propkit.figures.generalisation_gap import generalisation_gap
+    from propkit.figures.intervention import intervention
     from propkit.figures.isometry import isometry
     from propkit.figures.learning_curves import learning_curves
     from propkit.figures.mean_field import mean_field
     from propkit.figures.norm_ratios import norm_ratios
     from propkit.figures.overview import overview
+    from propkit.figures.parameter_efficiency import parameter_efficiency
+    from propkit.figures.procrustes_grid import procrustes_grid
     from propkit.figures.spectra import spectra
     from propkit.figures.surface import surface
 
 __all__ = [
+    "activation_images",
     "activations",
     "bn_spectra",
     "conditioning",
@@ -44,13 +53,19 @@ __all__ = [
     "fig2",
     "fig3",
     "fig4",
+    "fig5",
+    "fig6",
     "find",
+    "generalisation_gap",
+    "intervention",
     "isometry",
     "learning_curves",
     "mean_field",
     "names",
     "norm_ratios",
     "overview",
+    "parameter_efficiency",
+    "procrustes_grid",
     "spectra",
     "surface",
 ]

@@ -75,7 +75,7 @@ def _parser() -> _Parser:
     )
     add = parser.add_argument
     add("figure", nargs="?", help="name of the figure, see --list")
-    add("runs", nargs="*", metavar="run.zarr", help="one or more runs")
+    add("runs", nargs="*", metavar="run.zarr", help="one or more runs, folders or patterns of runs")
     add("-o", "--output", type=Path, help="file to write: .png, .pdf or .svg (default: NAME.png)")
     add("--label", nargs="+", action="extend", metavar="L", help="one label per run")
     add(

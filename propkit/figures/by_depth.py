@@ -1,6 +1,6 @@
 """Quantities by depth at a few iterations: a column of panels per run, a row per quantity."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,10 @@ import numpy.typing as npt
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from propkit.figures.curves import (
+    columns_below,
     curve,
     drawable,
     legend,
@@ -21,6 +23,7 @@ from propkit.figures.curves import (
     note,
     whole_axis,
 )
+from propkit.figures.runs import AnyRun, gather
 from propkit.figures.style import Canvas, Figure, canvas, ink, line_look, step_looks, styled
 
 _MOST_COLUMNS = 4
@@ -61,36 +64,78 @@ class _Line:
     label: str
 
 
+def compare(
+    prepare: Callable[..., xr.Dataset],
+    draw: Callable[..., Figure],
+    runs: Iterable[AnyRun | Sequence[AnyRun]],
+    *,
+    labels: Sequence[str] | str | None,
+    relative_depth: bool,
+    size: tuple[float, float] | None,
+    dpi: float | None,
+    **options: Any,
+) -> Figure:
+    """What each figure by depth does with its arguments.
+
+    Args:
+        prepare: The figure's; called with a run and `options`.
+        draw: The figure's.
+        runs: Runs, their paths, patterns, folders of runs or studies.
+        labels: One label per run; else the runs' own.
+        relative_depth: See `draw_by_depth`.
+        size: Width and height in inches; None: as many panels need.
+        dpi: Pixels per inch on screen.
+        options: ``steps``, the iterations to show, None being up to four of those recorded;
+            ``layers``, a regular expression for the whole names of the layers (or blocks) to take;
+            and what else `prepare` knows.
+
+    Raises:
+        FigureError: A run has no row of what is needed; ``steps`` or ``layers`` select nothing.
+    """
+    datasets = {k: prepare(run, **options) for k, run in gather(runs, labels).items()}
+    return draw(datasets, relative_depth=relative_depth, size=size, dpi=dpi)
+
+
 def draw_by_depth(
     datasets: Mapping[str, xr.Dataset],
     panels: Sequence[Panel],
     *,
     x_label: str,
-    size: tuple[float, float] | None,
-    dpi: float | None,
+    relative_depth: bool = False,
+    size: tuple[float, float] | None = None,
+    dpi: float | None = None,
     into: Canvas | None = None,
 ) -> Figure:
     """A line per iteration, a column of panels per run; of runs that show one iteration each, a line per run.
 
     Args:
-        datasets: Label -> variables (step, site) with the coordinate ``depth``.
+        datasets: Label -> variables (step, site) with the coordinate ``depth``; the last sites, as many as the
+            attribute ``apart`` says, count for no depth.
         panels: The quantities, from top to bottom; two to a row where there is one column.
         x_label: Label of the x axis.
+        relative_depth: Have the first layer of each run at 0 and its last one at 1, and the last iteration of each
+            run on the same panels, so that networks of different depths can be compared.
         size: Width and height in inches; None: as many panels need.
         dpi: Pixels per inch on screen.
         into: Part of a figure to draw on, in place of a new one.
     """
-    columns = _columns(datasets)
+    if relative_depth:
+        datasets = {k: d.assign_coords(depth=("site", relative(d))) for k, d in datasets.items()}
+        x_label = "relative depth"
+    columns = _columns(datasets, overlaid=relative_depth and len(datasets) > 1)
     square = len(columns) == 1 and len(panels) > 2
     rows, across = (-(-len(panels) // 2), 2) if square else (len(panels), len(columns))
     with styled():
-        inches = size or (1.4 + (3.9 if across > 1 else 5.0) * across, 0.6 + 2.7 * rows)
+        # Columns of the same iterations share a legend, which stands where it hides nothing.
+        entries = [[line.label for line in lines] for lines in columns.values()]
+        same = all(labels == entries[0] for labels in entries)
+        width = 1.4 + (3.9 if across > 1 else 5.0) * across
+        more = -(-len(entries[0]) // columns_below(entries[0], width)) - 1 if same else 0
+        inches = size or (width, 0.6 + 2.7 * rows + 0.2 * more)
         figure = canvas(inches, dpi, into)
         axes = figure.subplots(rows, across, sharex=True, squeeze=False)
         for empty in axes.flat[len(panels) * len(columns) :]:
             empty.remove()
-        # Columns of the same iterations share a legend, which stands where it hides nothing.
-        same = len({tuple(line.label for line in lines) for lines in columns.values()}) == 1
         handles: list[Line2D] = []
         for i, panel in enumerate(panels):
             row = axes.flat[i : i + 1] if square else axes[i]
@@ -99,6 +144,9 @@ def draw_by_depth(
                 handles = [_line(ax, panel, line) for line in lines]
                 _marks(ax, panel, lines)
                 whole_axis(ax, (d["depth"] for d in datasets.values()))
+                if relative_depth:
+                    ax.xaxis.set_major_locator(MaxNLocator(5))
+                    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
                 ax.tick_params(labelleft=True)
                 if ax is row[0]:
                     ax.set_ylabel(panel.label)
@@ -115,13 +163,26 @@ def draw_by_depth(
     return figure
 
 
-def _columns(datasets: Mapping[str, xr.Dataset]) -> dict[str, list[_Line]]:
+def relative(dataset: xr.Dataset) -> npt.NDArray[np.float64]:
+    """Depths from 0 for the first site to 1 for the last one that counts; 0 where they are all the same.
+
+    >>> relative(xr.Dataset(coords={"depth": ("site", [2, 4, 10])}))
+    array([0.  , 0.25, 1.  ])
+    >>> relative(xr.Dataset(coords={"depth": ("site", [1, 2, 3, 4])}, attrs={"apart": 2}))
+    array([0., 1., 2., 3.])
+    """
+    depth = dataset["depth"].values.astype(np.float64)
+    counted = depth[: len(depth) - dataset.attrs.get("apart", 0)]
+    span = counted.max() - counted.min() if counted.size else 0.0
+    return (depth - depth.min()) / span if span else np.zeros(len(depth))
+
+
+def _columns(datasets: Mapping[str, xr.Dataset], overlaid: bool) -> dict[str, list[_Line]]:
     """Title -> lines of a column."""
     steps = {label: d["step"].values for label, d in datasets.items()}
-    if len(datasets) > 1 and (
-        all(len(s) == 1 for s in steps.values()) or len(datasets) > _MOST_COLUMNS
-    ):
-        # The last iteration of each, where there are too many runs for a column each.
+    each_one = len(datasets) > 1 and all(len(s) == 1 for s in steps.values())
+    if overlaid or each_one or len(datasets) > _MOST_COLUMNS:
+        # The last iteration of each, also where there are too many runs for a column each.
         last = {int(s[-1]) for s in steps.values()}
         title = f"iteration {last.pop():,}" if len(last) == 1 else ""
         return {
@@ -179,9 +240,9 @@ def _line(ax: Axes, panel: Panel, line: _Line) -> Line2D:
 
 def _marks(ax: Axes, panel: Panel, lines: list[_Line]) -> None:
     """What the curves cannot show: infinite values, at the top, and that there is no value at all."""
-    values = np.stack([line.dataset[panel.name].values.astype(float) for line in lines])
-    infinite = np.isposinf(values)
-    if panel.log and infinite.any():
+    values = [line.dataset[panel.name].values.astype(float) for line in lines]
+    infinite = [np.isposinf(of) for of in values]
+    if panel.log and any(where.any() for where in infinite):
         for i, (line, where) in enumerate(zip(lines, infinite, strict=True)):
             x = line.dataset["depth"].values[where]
             ax.plot(
@@ -200,8 +261,8 @@ def _marks(ax: Axes, panel: Panel, lines: list[_Line]) -> None:
             "fontsize": "small",
             "color": ink("text"),
         }
-        if not np.isfinite(drawable(values, log=True)).any():
+        if not any(np.isfinite(drawable(of, log=True)).any() for of in values):
             note(ax, "infinite")
         ax.annotate(r"$\infty$", (1, 0.98), (12, 4), "axes fraction", "offset points", **text)
-    elif not np.isfinite(drawable(values, panel.log)).any():
+    elif not any(np.isfinite(drawable(of, panel.log)).any() for of in values):
         note(ax, "no value on a log axis" if panel.log else "no finite value")

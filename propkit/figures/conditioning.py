@@ -13,19 +13,21 @@ The layers are the nonlinearities, or all layers where there is no nonlinearity 
 smaller of batch size and width is the largest effective rank possible.
 
 Options: steps (--steps), the iterations; layers (--layers), a regular expression for the names of
-the layers to take.
+the layers to take; relative_depth=True (--set relative_depth=True), to compare networks of
+different depths on one axis from 0 to 1, each at its last iteration.
 
 Needs: representation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import xarray as xr
 
-from propkit.figures.by_depth import Panel, draw_by_depth
-from propkit.figures.runs import AnyRun, RunLike, gather, need
+from propkit.figures.by_depth import Panel, compare, draw_by_depth
+from propkit.figures.runs import AnyRun, RunLike, need
 from propkit.figures.snapshots import at_layers, at_steps, nonlinear, with_depth
-from propkit.figures.style import Canvas, Figure
+from propkit.figures.style import Figure
 
 _PANELS = (
     Panel("condition_number", "condition number", log=True),
@@ -57,22 +59,8 @@ def prepare(
     return xr.Dataset({p.name: with_depth(dataset[p.name]) for p in _PANELS}).compute()
 
 
-def draw(
-    datasets: Mapping[str, xr.Dataset],
-    *,
-    size: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    into: Canvas | None = None,
-) -> Figure:
-    """The ink: a panel per measure.
-
-    Args:
-        datasets: Label -> what `prepare` returned.
-        size: Width and height in inches; None: as many panels need.
-        dpi: Pixels per inch on screen.
-        into: Part of a figure to draw on, in place of a new one.
-    """
-    return draw_by_depth(datasets, _PANELS, x_label="layer index", size=size, dpi=dpi, into=into)
+draw = partial(draw_by_depth, panels=_PANELS, x_label="layer index")
+"""The ink, see `propkit.figures.by_depth.draw_by_depth`."""
 
 
 def conditioning(
@@ -81,23 +69,22 @@ def conditioning(
     labels: Sequence[str] | str | None = None,
     steps: Sequence[int] | None = None,
     layers: str | None = None,
+    relative_depth: bool = False,
     size: tuple[float, float] | None = None,
     dpi: float | None = None,
 ) -> Figure:
     """Condition number, effective rank, top share and mean cosine by depth (Oyedotun et al., ICPR 2020).
 
-    Args:
-        run: A run, its path, or several of them.
-        more: More runs to compare.
-        labels: One label per run; else the runs' own.
-        steps: Iterations to show; None: up to four of those recorded.
-        layers: Regular expression for the whole names of the layers to take.
-        size: Width and height in inches; None: as many panels need.
-        dpi: Pixels per inch on screen.
-
-    Raises:
-        FigureError: A run has no ``representation``, or no row of it; `steps` or `layers` select nothing.
+    Arguments and errors are those of `propkit.figures.by_depth.compare`.
     """
-    runs = gather((run, *more), labels)
-    datasets = {k: prepare(r, steps=steps, layers=layers) for k, r in runs.items()}
-    return draw(datasets, size=size, dpi=dpi)
+    return compare(
+        prepare,
+        draw,
+        (run, *more),
+        labels=labels,
+        steps=steps,
+        layers=layers,
+        relative_depth=relative_depth,
+        size=size,
+        dpi=dpi,
+    )

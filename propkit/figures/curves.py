@@ -1,6 +1,6 @@
 """Lines as the figures draw them: thinned to what pixels can show, broken where not finite."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -252,15 +252,22 @@ def legend(ax: Axes, handles: list[Line2D]) -> None:
     _texts(ax.legend(handles, ["label"] * len(handles), **place), labels)
 
 
-def legend_below(figure: Figure, handles: list[Line2D]) -> None:
+def legend_below(figure: Figure, handles: list[Line2D]) -> Legend:
     """A legend below all axes of a figure, in rows; texts as in `legend`."""
     labels = [str(h.get_label()) for h in handles]
+    columns = columns_below(labels, figure.bbox.width / figure.dpi)
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "fontsize": "small"}
+    drawn = figure.legend(handles, ["label"] * len(handles), **place)
+    _texts(drawn, labels)
+    return drawn
+
+
+def columns_below(labels: Sequence[str], width: float) -> int:
+    """Columns of such a legend, for a figure of that width in inches."""
     # Letters are some half of the font's size wide; a handle and the gaps take five more.
     size = FontProperties(size="small").get_size_in_points() / 72
-    room = figure.bbox.width / figure.dpi / (size * (0.6 * max(map(len, labels)) + 5.0))
-    columns = min(max(int(room), 1), len(handles), 6)
-    place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "fontsize": "small"}
-    _texts(figure.legend(handles, ["label"] * len(handles), **place), labels)
+    room = width / (size * (0.6 * max(map(len, labels)) + 5.0))
+    return min(max(int(room), 1), len(labels), 6)
 
 
 def _texts(drawn: Legend, labels: list[str]) -> None:
@@ -272,6 +279,8 @@ def _texts(drawn: Legend, labels: list[str]) -> None:
 
 def literal(text: Text) -> None:
     """Show a user's text as it is, unless it is a formula that matplotlib can set."""
+    if "$" not in text.get_text():
+        return
     try:
         MathTextParser("path").parse(text.get_text())
     except ValueError:

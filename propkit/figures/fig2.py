@@ -10,8 +10,9 @@ higher one in the very first iterations. Long runs are drawn as a pale trace of 
 line through their medians. A gap is a value that is not finite, and a cross marks where such values
 begin for good.
 
-Needs: filter_correlation. Options: include_linear=True (--set include_linear=True in a shell) pools
-linear layers too.
+Needs: filter_correlation. Options: layers (--layers), a regular expression for the names of
+the layers to take; include_linear=True (--set include_linear=True in a shell) pools linear layers
+too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,24 +22,26 @@ import xarray as xr
 from propkit import derived
 from propkit.figures.curves import curve, legend, note, whole_axis
 from propkit.figures.runs import AnyRun, RunLike, gather, need
+from propkit.figures.snapshots import at_layers
 from propkit.figures.style import Canvas, Figure, canvas, ink, line_look, styled
 
 
-def prepare(run: RunLike, *, include_linear: bool = False) -> xr.Dataset:
+def prepare(run: RunLike, *, layers: str | None = None, include_linear: bool = False) -> xr.Dataset:
     """The numbers of one run.
 
     Args:
         run: The run.
+        layers: Regular expression for the whole names of the layers to take, linear ones too; None: all.
         include_linear: Pool linear layers too. A network without convolutions is always pooled so.
 
     Returns:
         ``correlation`` (step,), see `propkit.derived.pooled_correlation`.
 
     Raises:
-        FigureError: The run has no ``filter_correlation``, or no row of it.
+        FigureError: The run has no ``filter_correlation``, or no row of it; `layers` selects nothing.
     """
-    dataset = need(run, "filter_correlation", "fig2")
-    pooled = derived.pooled_correlation(dataset, include_linear)
+    dataset = at_layers(need(run, "filter_correlation", "fig2"), layers, "fig2")
+    pooled = derived.pooled_correlation(dataset, include_linear or layers is not None)
     return xr.Dataset({"correlation": pooled}).compute()
 
 
@@ -79,6 +82,7 @@ def fig2(
     run: AnyRun | Sequence[AnyRun],
     *more: AnyRun,
     labels: Sequence[str] | str | None = None,
+    layers: str | None = None,
     include_linear: bool = False,
     size: tuple[float, float] = (6.4, 4.0),
     dpi: float | None = None,
@@ -89,13 +93,16 @@ def fig2(
         run: A run, its path, or several of them.
         more: More runs to compare.
         labels: One label per run; else the runs' own.
+        layers: Regular expression for the whole names of the layers to take; None: all.
         include_linear: Count filters of linear layers too; the paper's value counts convolutions.
         size: Width and height in inches.
         dpi: Pixels per inch on screen.
 
     Raises:
-        FigureError: A run has no ``filter_correlation``, or no row of it.
+        FigureError: A run has no ``filter_correlation``, or no row of it; `layers` selects nothing.
     """
     runs = gather((run, *more), labels)
-    datasets = {k: prepare(r, include_linear=include_linear) for k, r in runs.items()}
+    datasets = {
+        k: prepare(r, layers=layers, include_linear=include_linear) for k, r in runs.items()
+    }
     return draw(datasets, size=size, dpi=dpi)

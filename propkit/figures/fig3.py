@@ -12,6 +12,8 @@ values begin for good.
 With batch normalisation after each convolution, R also contains the ratio of the norms of the two
 layers' weights. corrected=True (--set corrected=True in a shell) multiplies it out, see
 propkit.derived.corrected_end_to_end_ratio. first=N (--set first=N) has the lower panel begin at N.
+layers (--layers), a regular expression for the names of the layers to take, chooses between which
+two R is: the first and the last of them, or of the convolutions among them.
 
 Needs: error_moment; weight too if corrected.
 """
@@ -32,25 +34,27 @@ from propkit.figures.curves import (
     whole_axis,
 )
 from propkit.figures.runs import AnyRun, RunLike, gather, need
+from propkit.figures.snapshots import at_layers
 from propkit.figures.style import Canvas, Figure, canvas, line_look, styled
 
 
-def prepare(run: RunLike, *, corrected: bool = False) -> xr.Dataset:
+def prepare(run: RunLike, *, corrected: bool = False, layers: str | None = None) -> xr.Dataset:
     """The numbers of one run.
 
     Args:
         run: The run.
         corrected: Take out the norms of the weights.
+        layers: Regular expression for the whole names of the layers to take; None: all.
 
     Returns:
         ``ratio`` (step,), see `propkit.derived.end_to_end_ratio`; attribute ``symbol``, its
         formula.
 
     Raises:
-        FigureError: The run lacks a group, or has no row of it.
+        FigureError: The run lacks a group, or has no row of it; `layers` selects nothing.
         ValueError: Fewer than two layers were observed.
     """
-    moments = need(run, "error_moment", "fig3")
+    moments = at_layers(need(run, "error_moment", "fig3"), layers, "fig3")
     if corrected:
         symbol = r"$\tilde{R} = q^1 \|w_1\|^2 / q^L \|w_L\|^2$"
         ratio = derived.corrected_end_to_end_ratio(moments, need(run, "weight", "fig3 (corrected)"))
@@ -110,6 +114,7 @@ def fig3(
     *more: AnyRun,
     labels: Sequence[str] | str | None = None,
     corrected: bool = False,
+    layers: str | None = None,
     first: int = 5,
     size: tuple[float, float] = (6.4, 5.6),
     dpi: float | None = None,
@@ -121,15 +126,16 @@ def fig3(
         more: More runs to compare.
         labels: One label per run; else the runs' own.
         corrected: Take out the norms of the first and the last layer's weights.
+        layers: Regular expression for the whole names of the layers to take; None: all.
         first: The iteration from which the lower panel shows the runs.
         size: Width and height in inches.
         dpi: Pixels per inch on screen.
 
     Raises:
         FigureError: A run lacks ``error_moment`` (or ``weight``, if corrected), or has no row of
-            it.
+            it; `layers` selects nothing.
         ValueError: Fewer than two layers were observed.
     """
     runs = gather((run, *more), labels)
-    datasets = {k: prepare(r, corrected=corrected) for k, r in runs.items()}
+    datasets = {k: prepare(r, corrected=corrected, layers=layers) for k, r in runs.items()}
     return draw(datasets, first=first, size=size, dpi=dpi)

@@ -10,12 +10,15 @@ value that is zero or not finite.
 
 Iterations are those recorded nearest to 200, 2000, 20000 and 30000, as in the paper; where the run
 is shorter, four of its own, log-spaced; or those named by steps (--steps in a shell). Layers are the
-convolutions, or those that layers (--layers) names.
+convolutions, or those that layers (--layers) names. relative_depth=True (--set relative_depth=True
+in a shell) draws the last iteration of each run in one panel, from its first layer at 0 to its last
+one at 1, so that networks of different depths can be compared.
 
 Needs: error_moment.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -23,6 +26,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from propkit import derived
+from propkit.figures.by_depth import Panel, draw_by_depth
 from propkit.figures.curves import (
     MANY,
     curve,
@@ -62,9 +66,13 @@ def prepare(
     return xr.Dataset({"ratio": ratio}).compute()
 
 
+_LABEL = "$q^l / q^L$  (current to highest layer)"
+
+
 def draw(
     datasets: Mapping[str, xr.Dataset],
     *,
+    relative_depth: bool = False,
     size: tuple[float, float] | None = None,
     dpi: float | None = None,
     into: Canvas | None = None,
@@ -73,10 +81,15 @@ def draw(
 
     Args:
         datasets: Label -> what `prepare` returned.
+        relative_depth: See `propkit.figures.by_depth.draw_by_depth`.
         size: Width and height in inches; None: as many panels need.
         dpi: Pixels per inch on screen.
         into: Part of a figure to draw on, in place of a new one.
     """
+    if relative_depth:
+        panels = (Panel("ratio", _LABEL, log=True, one=True),)
+        keywords: dict[str, Any] = {"relative_depth": True, "size": size, "dpi": dpi, "into": into}
+        return draw_by_depth(datasets, panels, x_label="layer index", **keywords)
     columns = min(len(datasets), _PANELS_PER_ROW)
     rows = -(-len(datasets) // columns)
     same = len({tuple(d["step"].values) for d in datasets.values()}) == 1
@@ -98,7 +111,7 @@ def draw(
             if not np.isfinite(drawable(d["ratio"], log=True)).any():
                 note(ax, "no value on a log axis")
         figure.supxlabel("layer index", fontsize="medium")
-        figure.supylabel("$q^l / q^L$  (current to highest layer)", fontsize="medium")
+        figure.supylabel(_LABEL, fontsize="medium")
     return figure
 
 
@@ -125,6 +138,7 @@ def fig4(
     labels: Sequence[str] | str | None = None,
     steps: Sequence[int] | None = None,
     layers: str | None = None,
+    relative_depth: bool = False,
     size: tuple[float, float] | None = None,
     dpi: float | None = None,
 ) -> Figure:
@@ -137,6 +151,7 @@ def fig4(
         steps: Iterations to show; the recorded ones nearest to them are taken. None: the paper's
             200, 2000, 20000, 30000, or four of its own where the run is shorter.
         layers: Regular expression for the whole names of the layers to take; None: all.
+        relative_depth: Draw the last iteration of each run in one panel, over depths from 0 to 1.
         size: Width and height in inches; None: as many panels need.
         dpi: Pixels per inch on screen.
 
@@ -145,6 +160,5 @@ def fig4(
         ValueError: Fewer than two layers were observed.
     """
     runs = gather((run, *more), labels)
-    return draw(
-        {k: prepare(r, steps=steps, layers=layers) for k, r in runs.items()}, size=size, dpi=dpi
-    )
+    datasets = {k: prepare(r, steps=steps, layers=layers) for k, r in runs.items()}
+    return draw(datasets, relative_depth=relative_depth, size=size, dpi=dpi)

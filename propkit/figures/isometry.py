@@ -11,20 +11,22 @@ dynamically isometric has both everywhere. The single point on the right is the 
 where the probe has measured it.
 
 Options: steps (--steps), the iterations; layers (--layers), a regular expression for the names of
-the blocks to take.
+the blocks to take; relative_depth=True (--set relative_depth=True), to compare networks of
+different depths on one axis from 0 to 1, each at its last iteration.
 
 Needs: jacobian_spectrum.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import xarray as xr
 
-from propkit.figures.by_depth import Panel, draw_by_depth
-from propkit.figures.runs import AnyRun, RunLike, gather, need
+from propkit.figures.by_depth import Panel, compare, draw_by_depth
+from propkit.figures.runs import AnyRun, RunLike, need
 from propkit.figures.snapshots import at_layers, at_steps
-from propkit.figures.style import Canvas, Figure
+from propkit.figures.style import Figure
 
 _PANELS = (
     Panel(
@@ -55,7 +57,7 @@ def prepare(
     Returns:
         ``rms``, ``largest``, ``smallest`` (NaN where it was not resolved) and ``spread`` (step, site), with coordinate
         ``depth``, the block's number among those observed; the whole network comes last, after a site of NaN that
-        keeps it apart.
+        keeps it apart, and the attribute ``apart`` counts the two.
 
     Raises:
         FigureError: The run has no ``jacobian_spectrum``, or no row of it; `steps` or `layers` select nothing.
@@ -75,25 +77,12 @@ def _apart(dataset: xr.Dataset) -> xr.Dataset:
         return dataset
     gap = (dataset.isel(site=[-1]) * np.nan).assign_coords(site=["gap"])
     network = dataset.isel(site=[-1]).assign_coords(depth=dataset["depth"][-1:] + 1)
-    return xr.concat([dataset.isel(site=slice(-1)), gap, network], "site")
+    whole = xr.concat([dataset.isel(site=slice(-1)), gap, network], "site")
+    return whole.assign_attrs(apart=2)
 
 
-def draw(
-    datasets: Mapping[str, xr.Dataset],
-    *,
-    size: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    into: Canvas | None = None,
-) -> Figure:
-    """The ink: the singular values above, their spread below.
-
-    Args:
-        datasets: Label -> what `prepare` returned.
-        size: Width and height in inches; None: as many panels need.
-        dpi: Pixels per inch on screen.
-        into: Part of a figure to draw on, in place of a new one.
-    """
-    return draw_by_depth(datasets, _PANELS, x_label="block", size=size, dpi=dpi, into=into)
+draw = partial(draw_by_depth, panels=_PANELS, x_label="block")
+"""The ink, see `propkit.figures.by_depth.draw_by_depth`."""
 
 
 def isometry(
@@ -102,23 +91,22 @@ def isometry(
     labels: Sequence[str] | str | None = None,
     steps: Sequence[int] | None = None,
     layers: str | None = None,
+    relative_depth: bool = False,
     size: tuple[float, float] | None = None,
     dpi: float | None = None,
 ) -> Figure:
     """Singular values of the blocks' Jacobians and their spread, by depth.
 
-    Args:
-        run: A run, its path, or several of them.
-        more: More runs to compare.
-        labels: One label per run; else the runs' own.
-        steps: Iterations to show; None: up to four of those recorded.
-        layers: Regular expression for the whole names of the blocks to take.
-        size: Width and height in inches; None: as many panels need.
-        dpi: Pixels per inch on screen.
-
-    Raises:
-        FigureError: A run has no ``jacobian_spectrum``, or no row of it; `steps` or `layers` select nothing.
+    Arguments and errors are those of `propkit.figures.by_depth.compare`.
     """
-    runs = gather((run, *more), labels)
-    datasets = {k: prepare(r, steps=steps, layers=layers) for k, r in runs.items()}
-    return draw(datasets, size=size, dpi=dpi)
+    return compare(
+        prepare,
+        draw,
+        (run, *more),
+        labels=labels,
+        steps=steps,
+        layers=layers,
+        relative_depth=relative_depth,
+        size=size,
+        dpi=dpi,
+    )

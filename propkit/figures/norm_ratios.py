@@ -10,23 +10,26 @@ norm is preserved least, and it is what the paper's projection acts on. A gap is
 zero or not finite, and that of a first block whose input needs no gradient.
 
 Options: steps (--steps), the iterations; layers (--layers), a regular expression for the names of
-the blocks to take; window=N (--set window=N) draws the geometric mean over the N recorded
-iterations that end at each one shown, such as those of an epoch, as the paper does.
+the blocks to take; relative_depth=True (--set relative_depth=True), to compare networks of
+different depths on one axis from 0 to 1, each at its last iteration; window=N (--set window=N)
+draws the geometric mean over the N recorded iterations that end at each one shown, such as those of
+an epoch, as the paper does.
 
 Needs: gradient_norm.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from propkit import derived
-from propkit.figures.by_depth import Panel, draw_by_depth
+from propkit.figures.by_depth import Panel, compare, draw_by_depth, relative
 from propkit.figures.curves import beside_one
-from propkit.figures.runs import AnyRun, FigureError, RunLike, gather, need
+from propkit.figures.runs import AnyRun, FigureError, RunLike, need
 from propkit.figures.snapshots import at_layers, snapshot_steps
-from propkit.figures.style import Canvas, Figure, ink
+from propkit.figures.style import Figure, ink
 
 _LABEL = (
     r"$\|\partial E/\partial x_{l+1}\| \,/\, \|\partial E/\partial x_l\|$"
@@ -92,27 +95,28 @@ def _transitions(dataset: xr.Dataset) -> np.ndarray:
     return np.asarray((received != returned) & (received != "") & (returned != ""))
 
 
-def draw(
-    datasets: Mapping[str, xr.Dataset],
-    *,
-    size: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    into: Canvas | None = None,
-) -> Figure:
-    """The ink: one panel per run, transition blocks marked.
+def draw(datasets: Mapping[str, xr.Dataset], **options: Any) -> Figure:
+    """The ink: one panel per run, or one for all, transition blocks marked where all lines share them.
 
     Args:
         datasets: Label -> what `prepare` returned.
-        size: Width and height in inches; None: as many panels need.
-        dpi: Pixels per inch on screen.
-        into: Part of a figure to draw on, in place of a new one.
+        options: See `propkit.figures.by_depth.draw_by_depth`.
     """
-    figure = draw_by_depth(datasets, _PANELS, x_label="block", size=size, dpi=dpi, into=into)
-    for ax, dataset in zip(figure.axes, datasets.values(), strict=False):
-        for block in dataset["depth"].values[dataset["transition"].values]:
+    figure = draw_by_depth(datasets, _PANELS, x_label="block", **options)
+    marks = [_marks(d, options.get("relative_depth", False)) for d in datasets.values()]
+    if len(figure.axes) < len(marks):
+        marks = marks[:1] if len(set(marks)) == 1 else []
+    for ax, blocks in zip(figure.axes, marks, strict=False):
+        for block in blocks:
             ax.axvline(block, color=ink("axis"), ls=":", lw=0.9, zorder=1, gid="transition")
     beside_one(figure.axes[-1], "vanishing", "exploding")
     return figure
+
+
+def _marks(dataset: xr.Dataset, relative_depth: bool) -> tuple[float, ...]:
+    """Where the transition blocks are on the x axis."""
+    depth = relative(dataset) if relative_depth else dataset["depth"].values
+    return tuple(depth[dataset["transition"].values].tolist())
 
 
 def norm_ratios(
@@ -121,25 +125,24 @@ def norm_ratios(
     labels: Sequence[str] | str | None = None,
     steps: Sequence[int] | None = None,
     layers: str | None = None,
+    relative_depth: bool = False,
     window: int = 1,
     size: tuple[float, float] | None = None,
     dpi: float | None = None,
 ) -> Figure:
     """Gradient norm at the output over that at the input of each block (arXiv:1805.07477, Fig. 3).
 
-    Args:
-        run: A run, its path, or several of them.
-        more: More runs to compare.
-        labels: One label per run; else the runs' own.
-        steps: Iterations to show; None: up to four of those recorded.
-        layers: Regular expression for the whole names of the blocks to take.
-        window: Recorded iterations that the geometric mean runs over, up to each one shown.
-        size: Width and height in inches; None: as many panels need.
-        dpi: Pixels per inch on screen.
-
-    Raises:
-        FigureError: A run has no ``gradient_norm``, or no row of it; `steps` or `layers` select nothing.
+    `window` is of `prepare`, the other arguments are those of `propkit.figures.by_depth.compare`.
     """
-    runs = gather((run, *more), labels)
-    datasets = {k: prepare(r, steps=steps, layers=layers, window=window) for k, r in runs.items()}
-    return draw(datasets, size=size, dpi=dpi)
+    return compare(
+        prepare,
+        draw,
+        (run, *more),
+        labels=labels,
+        steps=steps,
+        layers=layers,
+        window=window,
+        relative_depth=relative_depth,
+        size=size,
+        dpi=dpi,
+    )

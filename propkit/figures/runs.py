@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
-from typing import Protocol
+from typing import Any, Protocol
 
 import xarray as xr
 
@@ -37,8 +37,20 @@ class RunLike(Protocol):
         """The dataset of a group."""
 
 
-AnyRun = RunLike | str | os.PathLike[str]
-"""A run, or the path of one."""
+class StudyLike(Protocol):
+    """What figures use of a `propkit.Study`."""
+
+    @property
+    def runs(self) -> Mapping[str, RunLike]:
+        """Label -> run."""
+
+
+AnyRun = RunLike | StudyLike | str | os.PathLike[str]
+"""A run, the path of one, a pattern of paths, a folder of runs, or a study."""
+
+
+_DEFAULT = {"error_moment", "gradient_norm", "activation", "filter_correlation", "weight"}
+"""The probes that are recorded unless others are named; `propkit.registry` has them, and imports torch."""
 
 
 class FigureError(ValueError):
@@ -51,8 +63,9 @@ def gather(
     """Runs by label, opened where they are paths.
 
     Args:
-        runs: Runs, paths, or sequences of them.
-        labels: One label per run. None: each run's own label, else the stem of its path.
+        runs: Runs, their paths, patterns of paths, folders of runs, studies, or sequences of these.
+        labels: One label per run. None: each run's own label, else the stem of its path; a study's
+            labels for its runs.
 
     Returns:
         Label -> run in the order given; labels that would coincide are told apart by path, else by
@@ -62,16 +75,17 @@ def gather(
         FigureError: No run, or as many labels as there are not runs.
         OSError, ValueError: A path cannot be opened, see `propkit.open`.
     """
-    flat: list[AnyRun] = []
+    found: list[tuple[str, RunLike]] = []
     for run in runs:
-        flat.extend(run if isinstance(run, (list, tuple)) else [run])  # type: ignore[list-item]
+        for one in run if isinstance(run, (list, tuple)) else [run]:
+            found.extend(_opened(one))  # type: ignore[arg-type]  # no sequence any more
     labels = [labels] if isinstance(labels, str) else labels
-    if not flat:
+    if not found:
         raise FigureError("no run was given")
-    if labels is not None and len(labels) != len(flat):
-        raise FigureError(f"expected one label per run, found {len(labels)} for {len(flat)}")
-    opened = [_opened(run) for run in flat]
-    wanted = labels or [_label(run, i) for i, run in enumerate(opened, start=1)]
+    if labels is not None and len(labels) != len(found):
+        raise FigureError(f"expected one label per run, found {len(labels)} for {len(found)}")
+    opened = [run for _, run in found]
+    wanted = labels or [own or _label(run, i) for i, (own, run) in enumerate(found, start=1)]
     return dict(zip(_distinct(list(wanted), opened), opened, strict=True))
 
 
@@ -93,9 +107,7 @@ def need(run: RunLike, group: str, figure: str) -> xr.Dataset:
     if group not in run:
         raise FigureError(
             f"{figure} needs {group!r}, which {name} does not have "
-            f"(it has: {', '.join(run) or 'nothing'}).{broken} Record it with "
-            f"propkit.attach(model, ..., probes=[{group!r}]), or leave out probes=; "
-            "`python -m propkit train RECIPE -o run.zarr` records it too"
+            f"(it has: {', '.join(run) or 'nothing'}).{broken} {_how_to_record(group)}"
         )
     dataset = run[group]
     if not dataset.sizes.get("step"):
@@ -111,15 +123,44 @@ def need(run: RunLike, group: str, figure: str) -> xr.Dataset:
     return dataset
 
 
-def _opened(run: AnyRun) -> RunLike:
-    if isinstance(run, (str, os.PathLike)):
-        from propkit.store.run import open as open_run
+def _how_to_record(group: str) -> str:
+    if group == "log":
+        return (
+            "The training loop records it with recorder.log(loss=loss, accuracy=accuracy); "
+            "`python -m propkit train RECIPE -o run.zarr` does so too"
+        )
+    unless = ", or leave out probes=" if group in _DEFAULT else ""
+    return (
+        f"Record it with propkit.attach(model, ..., probes=[{group!r}]){unless}; "
+        f"`python -m propkit train RECIPE -o run.zarr --set probes={group}` records it too"
+    )
 
-        opened: RunLike = open_run(run)
-        return opened
+
+def configured(run: RunLike, key: str) -> Any:
+    """What a run's configuration says under a name, see `propkit.store.collection.setting`; None: nothing."""
+    from propkit.store.collection import ABSENT, setting
+
+    value = setting(run, key)  # type: ignore[arg-type]  # it looks at what a RunLike has
+    return None if value is ABSENT else value
+
+
+def _opened(run: AnyRun) -> list[tuple[str, RunLike]]:
+    """The runs that are meant, each with the label that a study gives it, else an empty one."""
+    if isinstance(run, (str, os.PathLike)):
+        if "://" in os.fspath(run):
+            from propkit.store.run import open as open_run
+
+            return [("", open_run(run))]
+        from propkit.store.collection import find_runs
+
+        return [("", one) for one in find_runs([run])[0]]
+    if isinstance(getattr(run, "runs", None), Mapping):
+        return list(run.runs.items())  # type: ignore[union-attr]  # just looked
     if not hasattr(run, "attributes"):
-        raise TypeError(f"expected a propkit.Run or the path of one, found {type(run).__name__}")
-    return run
+        raise TypeError(
+            f"expected a propkit.Run, the path of one or a propkit.Study, found {type(run).__name__}"
+        )
+    return [("", run)]  # type: ignore[list-item]  # what is no study is a run
 
 
 def _place(run: RunLike, folders: int = 0) -> str:

@@ -1,6 +1,7 @@
 """How figures look: palette, line styles, and a Figure that keeps its look on its own."""
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -197,3 +198,14 @@ def step_looks(count: int) -> list[dict[str, Any]]:
     ends = (0.3, 1.0) if _style.get() == "dark" else (0.0, 0.82)
     colors = mpl.colormaps["viridis"](np.linspace(*ends, count))
     return [line_look(i) | {"color": tuple(color)} for i, color in enumerate(colors)]
+
+
+def statistical() -> Any:
+    """Seaborn, imported by the figures that draw with it: it takes a second and imports pyplot.
+
+    The warnings filters that its imports add are taken out again.
+    """
+    with warnings.catch_warnings():
+        import seaborn
+
+    return seaborn

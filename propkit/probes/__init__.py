@@ -6,9 +6,11 @@ from propkit._lazy import publish
 
 if TYPE_CHECKING:
     from propkit.probes.activation import activation
+    from propkit.probes.activation_maps import activation_maps
     from propkit.probes.bn_jacobian import bn_jacobian
     from propkit.probes.error_moment import error_moment
     from propkit.probes.filter_correlation import filter_correlation
+    from propkit.probes.filters import filters
     from propkit.probes.gradient_correlation import gradient_correlation
     from propkit.probes.gradient_norm import gradient_norm
     from propkit.probes.jacobian_spectrum import jacobian_spectrum
@@ -20,9 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "activation",
+    "activation_maps",
     "bn_jacobian",
     "error_moment",
     "filter_correlation",
+    "filters",
     "gradient_correlation",
     "gradient_norm",
     "jacobian_spectrum",

@@ -100,12 +100,13 @@ def full_run(
     attributes: Any = None,
 ) -> Run:
     """Variable v of site s at the n-th step is (1 + n + s) times a factor of its own; `change` is applied to all."""
-    writer = MemoryWriter({"label": "all", **(attributes or {})})
+    config = {"parameters": 1234}
+    writer = MemoryWriter({"label": "all", "config": config, **(attributes or {})})
     for name, variables in _ALL_GROUPS.items():
         if name in without:
             continue
         kinds = ["ReLU" if i % 2 else "Conv2d" for i in range(layers)]
-        if name != "activation" and name != "representation":
+        if name not in ("activation", "representation", "activation_maps"):
             kinds = ["Conv2d"] * layers
         coords, axes = {}, {}
         if name != "log":
@@ -123,6 +124,8 @@ def full_run(
                 "fan_out": np.array([0 if k == "ReLU" else 4 for k in kinds], dtype=int),
             }
         dims = {"value": "singular_value", "rho": "channel", "quantiles": "quantile"}
+        if name in _PICTURES:
+            dims = {"value": _PICTURES[name]}
         own = {dims[v] for v in variables if v in dims}
         for dim in own:
             axes[dim] = QUANTILES if dim == "quantile" else None
@@ -139,6 +142,9 @@ def full_run(
                 base = (1.0 + np.arange(n)[:, None] + np.arange(group.width)) * factor
                 if name == "log":
                     base = base[:, 0]
+                elif v in _SIZES:
+                    columns[v] = np.full_like(base, _SIZES[v])
+                    continue
                 elif v == "quantiles":
                     base = base[:, :, None] * QUANTILES
                 elif v in dims:
@@ -166,8 +172,15 @@ _ALL_GROUPS = {
     "singular_values": {"value": 1.0, "spectral_norm": 1.0},
     "singular_value_quantiles": {"quantiles": 1.0, "spectral_norm": 1.0},
     "jacobian_spectrum": {"largest": 4.0, "smallest": 1.0, "mean_square": 1.0, "spread": 0.5},
-    "log": {"loss": 1.0, "accuracy": 0.1, "test_loss": 2.0},
+    "filters": {"value": 0.1, "channels": 1.0, "height": 1.0, "width": 1.0},
+    "activation_maps": {"value": 0.1, "maps": 1.0, "height": 1.0, "width": 1.0},
+    "log": {"loss": 1.0, "accuracy": 0.1, "test_loss": 2.0, "test_accuracy": 0.05},
 }
+
+
+_PICTURES = {"filters": "filter_element", "activation_maps": "map_element"}
+_SIZES = {"channels": 1.0, "maps": 1.0, "height": 1.0, "width": VALUES}
+"""Of pictures, which are the same at all steps."""
 
 
 @pytest.fixture

@@ -166,3 +166,42 @@ def test_the_legend_fits_the_width_of_the_figure(recorded, size):
     assert box.x1 <= figure.bbox.x1
     lowest = min(ax.get_tightbbox().y0 for ax in figure.axes)
     assert box.y1 <= lowest  # it hides nothing
+
+
+FIGURES = ["activations", "conditioning", "isometry", "bn_spectra", "norm_ratios"]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_networks_of_different_depths_are_compared_on_one_axis(recorded, name):
+    runs = [recorded(layers=n, attributes={"label": str(n)}) for n in (4, 12)]
+    figure = getattr(propkit.figures, name)(*runs, relative_depth=True)
+    for ax in figure.axes:
+        lines = drawn(ax)
+        assert len(lines) == 2
+        for line in lines:
+            x = line.get_xdata()
+            assert (x[0], x[-1]) == (0.0, 1.0)
+            np.testing.assert_allclose(np.diff(x), 1 / (len(x) - 1))
+    assert figure.axes[-1].get_xlabel() == "relative depth"
+    assert texts(figure) == ["4", "12"]
+    one = getattr(propkit.figures, name)(runs[0], relative_depth=True, steps=[0, 10])
+    assert texts(one) == ["iteration 0", "iteration 10"]
+
+
+def test_transitions_are_marked_where_all_runs_share_them(recorded):
+    def marks(*runs, **options):
+        (ax,) = propkit.figures.norm_ratios(*runs, steps=[0], **options).axes
+        return [line.get_xdata()[0] for line in drawn(ax, "transition")]
+
+    assert marks(recorded()) == [3, 6]
+    assert marks(recorded(), recorded()) == [3, 6]
+    assert marks(recorded(), recorded(layers=12)) == []
+    assert marks(recorded(), relative_depth=True) == [0.4, 1.0]
+
+
+def test_the_whole_network_stands_beyond_the_last_block(recorded):
+    run = recorded(layers=4)
+    network = run["jacobian_spectrum"].assign_coords(site=["a", "b", "c", "(model)"])
+    run._read = {"jacobian_spectrum": network}.__getitem__
+    figure = propkit.figures.isometry(run, steps=[0], relative_depth=True)
+    assert drawn(figure.axes[0])[0].get_xdata().tolist() == [0, 0.5, 1, 1.5, 2]

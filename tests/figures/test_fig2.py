@@ -75,3 +75,15 @@ def test_without_the_probe_it_says_so(make_run, steps, groups):
     del groups["filter_correlation"]
     with pytest.raises(FigureError, match="fig2 needs 'filter_correlation'"):
         propkit.figures.fig2(make_run(steps, groups))
+
+
+def test_layers_are_chosen_by_their_whole_names(run):
+    def value(**options):
+        return importlib.import_module("propkit.figures.fig2").prepare(run, **options)
+
+    # At step 2: 0.5 of 1 pair, 0.1 of 6, 0.2 of 28, and 0.9 of 45 of the linear layer.
+    pooled = value(layers="layer[13]")["correlation"]
+    assert float(pooled.sel(step=2)) == pytest.approx((0.5 + 28 * 0.2) / 29)
+    assert float(value(layers="layer4")["correlation"].sel(step=2)) == pytest.approx(0.9)
+    both = value(layers="layer[34]")["correlation"]
+    assert float(both.sel(step=2)) == pytest.approx((28 * 0.2 + 45 * 0.9) / 73)

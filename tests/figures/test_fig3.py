@@ -169,3 +169,13 @@ def test_only_two_columns_are_read(run):
     array.read = 0
     importlib.import_module("propkit.figures.fig4").prepare(Stored(), steps=[3, 700])
     assert 0 < array.read <= 2 * 2 * 44
+
+
+def test_layers_decide_between_which_two_the_ratio_is(run):
+    prepare = importlib.import_module("propkit.figures.fig3").prepare
+    assert prepare(run, layers="layer[23]")["ratio"].values == pytest.approx([0.1, 0.5, 1, 0.1])
+    corrected = prepare(run, layers="layer[23]", corrected=True)["ratio"]
+    # Squared norms of a filter: 4 / 4 and 16 / 8.
+    assert corrected.values == pytest.approx([0.05, 0.25, 0.5, 0.05])
+    with pytest.raises(ValueError, match="matches the whole name of no layer"):
+        propkit.figures.fig3(run, layers="layer")

@@ -137,3 +137,14 @@ def test_what_cannot_be_shown_is_refused(run, make_run):
         propkit.figures.fig4(run, steps=[])
     with pytest.raises(ValueError, match="at least two layers"):
         propkit.figures.fig4(make_run([0], {"error_moment": {"output": [[1.0]]}}, ["Conv2d"]))
+
+
+def test_networks_of_different_depths_share_an_axis_from_0_to_1(recorded):
+    runs = [recorded(layers=3), recorded(layers=9)]
+    (ax,) = propkit.figures.fig4(*runs, relative_depth=True).axes
+    short, long = (line for line in ax.lines if line.get_gid() == "curve")
+    np.testing.assert_allclose(short.get_xdata(), [0, 0.5, 1])
+    np.testing.assert_allclose(long.get_xdata(), np.arange(9) / 8)
+    np.testing.assert_allclose(short.get_ydata(), np.array([4, 5, 6]) / 6)  # the last iteration
+    assert ax.get_xlabel() == "relative depth"
+    assert ax.get_yscale() == "log"

@@ -36,6 +36,7 @@ def test_all_figures_of_a_recorded_run(tmp_path):
 PROBES = [
     *("error_moment", "gradient_norm", "activation", "filter_correlation", "weight"),
     *("representation", "bn_jacobian", "singular_values", "jacobian_spectrum"),
+    *("filters", "activation_maps"),
 ]
 
 

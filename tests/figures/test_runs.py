@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import propkit
 from propkit.figures.runs import FigureError, gather, need
 from propkit.schema import Group, Variable
 from propkit.store.memory import MemoryWriter
@@ -19,6 +20,21 @@ def test_runs_and_paths_and_lists_of_them(run, make_store, groups, steps, tmp_pa
     assert list(gather([[run, str(path)]])) == ["tiny", "b"]
     assert list(gather([run], labels="only")) == ["only"]
     assert list(gather([run, path], labels=["x", "y"])) == ["x", "y"]
+
+
+def test_studies_folders_and_patterns_are_all_their_runs(make_store, tmp_path):
+    for name in ("seed10", "seed2"):
+        make_store(tmp_path / f"{name}.zarr", [0], SOME, label="L2", seed=int(name[4:]))
+    study = propkit.open_study(tmp_path)
+    assert list(gather([study])) == list(study.runs) == ["L2 (seed 2)", "L2 (seed 10)"]
+    assert list(gather([study], ["a", "b"])) == ["a", "b"]
+    assert list(gather([study.select(seed=10)])) == ["L2"]
+    for several in (tmp_path, str(tmp_path), str(tmp_path / "*.zarr"), tmp_path / "seed*"):
+        assert list(gather([several])) == ["L2 (seed2)", "L2 (seed10)"]
+    memory = propkit.open_study([propkit.open(tmp_path / "seed2.zarr")])
+    assert len(gather([memory, tmp_path / "seed10.zarr"])) == 2
+    figure = propkit.figures.fig4(study)
+    assert [ax.get_title(loc="left") for ax in figure.axes] == list(study.runs)
 
 
 def test_equal_labels_are_told_apart(make_run, make_store, tmp_path):
@@ -39,7 +55,7 @@ def test_unusable_arguments_are_refused(run):
         gather([run], ["a", "b"])
     with pytest.raises(FigureError, match="no run was given"):
         gather([])
-    with pytest.raises(TypeError, match=r"expected a propkit\.Run or the path of one, found int"):
+    with pytest.raises(TypeError, match=r"the path of one or a propkit\.Study, found int"):
         gather([3])
     with pytest.raises(FileNotFoundError, match="no run at"):
         gather([Path("there-is-no-such.zarr")])
