@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 STEPS ?= 400
 
-.PHONY: demo test lint clean
+.PHONY: demo gallery test lint clean
 
 # The environment, made anew when the dependencies change. Versions are pinned in constraints.txt.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -25,6 +25,10 @@ demo: $(VENV)/.installed
 		$(BIN)/python -m propkit.figures $$figure $(DEMO)/l2.zarr $(DEMO)/ortho.zarr -o $(DEMO)/$$figure.png || exit 1; \
 	done
 	@echo "Two runs and their figures are in $(CURDIR)/$(DEMO): l2.zarr ortho.zarr fig2.png fig3.png fig4.png"
+
+# Every figure of docs/figures.md. Some minutes on one core; runs that are in demo/gallery already are kept.
+gallery: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python docs/gallery.py $(DEMO)/gallery
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2

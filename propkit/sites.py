@@ -103,7 +103,7 @@ def find_sites(
         if here:
             sites.append(Site(name, module, here))
     remarks.extend(
-        f"probe {p.name!r} has no site: no selected module is of kind {p.sites!r}"
+        f"probe {p.name!r} has no site: no selected module is of kind {_kind(p.sites)}"
         for p in probes
         if not counts[p.name]
     )
@@ -112,6 +112,10 @@ def find_sites(
             f"nothing to observe in {type(model).__name__}: {'; '.join(remarks) or 'no probes were given'}"
         )
     return sites, remarks
+
+
+def _kind(sites: object) -> str:
+    return getattr(sites, "__name__", repr(sites))  # of a predicate, its name
 
 
 def _applies(p: Probe, name: str, module: nn.Module, included: set[str], blocks: set[str]) -> bool:

@@ -1,7 +1,10 @@
-"""Run by torchrun from test_distributed.py: STORE ddp|fsdp2 STEPS [die]."""
+"""Run by torchrun from test_distributed.py: STORE ddp|fsdp2 STEPS [die] [budget]."""
 
+import json
 import os
 import sys
+import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -12,7 +15,7 @@ import propkit
 from propkit.testing import mlp
 
 
-def main(store: str, kind: str, steps: int, die: bool) -> None:
+def main(store: str, kind: str, steps: int, die: bool, budget: bool) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
@@ -32,17 +35,31 @@ def main(store: str, kind: str, steps: int, die: bool) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     probes = ["error_moment", "gradient_norm", "activation", "weight", "filter_correlation"]
     probes += ["singular_values", "singular_value_quantiles"]
-    with propkit.attach(model, store, probes=probes) as recorder:
+    measured, now = [], 0
+
+    def slow(output: torch.Tensor) -> torch.Tensor:
+        if now not in measured:
+            measured.append(now)
+            time.sleep(0.0 if rank else 0.02)  # each rank by itself would decide otherwise
+        return output.detach().mean()
+
+    if budget:
+        probes = ["activation", propkit.probe(units="1", reduce="mean")(slow)]
+    share = 0.5 if budget else None
+    with propkit.attach(model, store, probes=probes, budget=share) as recorder:
         for step in range(steps):
+            now = step
             if die and rank == 1 and step == 200:
                 os._exit(1)
             optimizer.zero_grad()
             F.cross_entropy(model(x[step, mine]), y[step, mine]).backward()
             optimizer.step()
             recorder.log(rank=rank)
+    if budget:
+        Path(f"{store}.{rank}.json").write_text(json.dumps(measured))
     dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), "die" in sys.argv)
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), "die" in sys.argv, "budget" in sys.argv)

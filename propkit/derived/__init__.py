@@ -10,10 +10,14 @@ MLP, a transformer) has no ratio in this sense, so all its parametric layers are
 grows on its way to the input, below 1 it vanishes. Zaeemzadeh et al. (arXiv:1805.07477) use the
 opposite direction; `gradient_norm_ratio` asks which.
 
+Of what xarray opened by itself, ``xr.open_datatree("run.zarr").propkit.error_ratio()`` is the same as ``run.derived``:
+see `propkit.derived.xarray_accessor`.
+
 A ratio whose denominator is zero or not finite is NaN. Lazy datasets stay lazy, and only the sites that
 a function needs are read, unless its description says otherwise.
 """
 
+from propkit.derived import xarray_accessor as _registered  # noqa: F401 - gives xarray's objects .propkit
 from propkit.derived._arrays import is_convolution, layers
 from propkit.derived.activations import near_singularity, normalized_mean_activation
 from propkit.derived.bounds import residual_bound

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import xarray as xr
@@ -44,9 +44,9 @@ class Derived:
 
         @functools.wraps(function)
         def bound(**arguments: Any) -> Any:
-            needed = [group for group in groups if group not in arguments]
+            given = {group: arguments.pop(group) for group in groups if group in arguments}
             try:
-                datasets = {group: self._run[group] for group in needed}
+                datasets = self._take(groups, given)
             except KeyError as error:
                 error.add_note(
                     f"{name} is computed from {', '.join(groups)}. {_NOTES.get(name, '')}"
@@ -57,6 +57,12 @@ class Derived:
         own = [p.replace(kind=p.KEYWORD_ONLY) for p in parameters if p.name not in groups]
         bound.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
         return bound
+
+    def _take(
+        self, groups: Sequence[str], given: Mapping[str, xr.Dataset]
+    ) -> dict[str, xr.Dataset]:
+        """The groups that a quantity needs: those given by name, the others from the run."""
+        return {group: given[group] if group in given else self._run[group] for group in groups}
 
     def __dir__(self) -> list[str]:
         return list(derived.QUANTITIES)

@@ -1,0 +1,1 @@
+"""One page about a run: verdicts, figures, tables and where the numbers come from, in one HTML file."""
