@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from propkit._lazy import publish
 
 if TYPE_CHECKING:
-    from propkit import data, figures, models, probes, recipes, spectra, training
+    from propkit import data, derived, figures, models, probes, recipes, spectra, training
     from propkit.attach import attach
     from propkit.compatibility import compatibility
     from propkit.measure import measure
@@ -41,6 +41,7 @@ __all__ = [
     "attach",
     "compatibility",
     "data",
+    "derived",
     "figures",
     "log_spaced",
     "measure",
@@ -65,6 +66,7 @@ publish(
         "attach": "propkit.attach",
         "compatibility": "propkit.compatibility",
         "data": "propkit.data",
+        "derived": "propkit.derived",
         "figures": "propkit.figures",
         "log_spaced": "propkit.schedules",
         "measure": "propkit.measure",

@@ -140,9 +140,8 @@ def attach(
     sites, notes = find_sites(
         model, found, include, exclude, find_blocks(model) if blocks is None else blocks
     )
-    present = {
-        p.name for site in sites for p in site.probes
-    }  # a step of the others alone is not sampled
+    # A step that is sampled for others alone, which have no site, is not a sampled one.
+    present = {p.name for site in sites for p in site.probes}
     if probes is not None:
         for note in notes:
             say(note)

@@ -11,7 +11,7 @@ from torch import nn
 from watching.training import Subject
 
 import propkit
-from propkit.probes._reductions import mean_square
+from propkit.probes._reductions import mean_square_at_once
 
 EVERY = 50  # sampling period of the rows that sample
 CONVS = r"(^|\.)conv\d+$"  # names of the convolutions
@@ -27,15 +27,15 @@ AGAIN, ERRORS_HERE, ALL_NORMS, MOMENTS, DEFAULTS, SPARSE, IDLE = (
 
 
 @propkit.probe(degree=2)
-def error(grad_output: torch.Tensor) -> torch.Tensor:
+def error(grad_output: torch.Tensor) -> float | torch.Tensor:
     """Mean square of the error at a layer's output: what most of the other tools see."""
-    return mean_square(grad_output)
+    return mean_square_at_once(grad_output)
 
 
 @propkit.probe
-def length(output: torch.Tensor) -> torch.Tensor:
+def length(output: torch.Tensor) -> float | torch.Tensor:
     """Mean square of a layer's output."""
-    return mean_square(output)
+    return mean_square_at_once(output)
 
 
 Observer = Callable[[Subject], contextlib.AbstractContextManager[None]]

@@ -1,7 +1,7 @@
 """One function of a probe at one site: what it waits for, how it is called, where its values go."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -179,8 +179,12 @@ def _divide(value: Any, scale: torch.Tensor, degree: int) -> Any:
 _AUTOCAST = ("cpu", "cuda")
 
 
-def _autocasts() -> bool:
-    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+def _any_autocast() -> bool:
+    return any(map(torch.is_autocast_enabled, _AUTOCAST))
+
+
+_autocasts: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", _any_autocast)
+"""Whether autocast is on for any device; one call where PyTorch has one."""
 
 
 def _elements(signals: Mapping[str, Any]) -> int:
