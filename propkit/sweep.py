@@ -91,7 +91,8 @@ def run_sweep(
         if not overwrite:
             _check_same(store, recipe)
     folder.mkdir(parents=True, exist_ok=True)
-    common = ["--data", data, "--quiet", "--checkpoint-every", str(checkpoint_every), *options]
+    common = ["--data", data, "--quiet", "--checkpoint-every", str(checkpoint_every)]
+    common += [*([] if "--threads" in options else ["--threads", "1"]), *options]
 
     def run(index: int) -> Result:
         (job, seed), store = jobs[index], stores[index]

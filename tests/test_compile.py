@@ -382,12 +382,21 @@ def test_a_compiled_training_step_has_no_break_of_ours() -> None:
 
         for _ in range(5):
             train(x, y)
-        breaks.append(sum(counters["graph_break"].values()))
+        breaks.append(dict(counters["graph_break"]))
         if recorder is not None:
             recorder.detach()
             assert recorder.run["error_moment"]["step"].values.tolist() == [0, 2, 4]
             assert _check(recorder.run, oracle) > 20
-    assert breaks[0] == breaks[1]
+    # How often the optimiser's own code breaks depends on what the process has compiled before. With propkit, backward
+    # is reached in two graphs, and what PyTorch calls after the step is not compiled: nothing else may break.
+    ours = {why: n - breaks[0].get(why, 0) for why, n in breaks[1].items()}
+    ours = {why.splitlines()[0]: n for why, n in ours.items() if n > 0}
+    allowed = (
+        "Unsupported Tensor.backward() call",
+        "Skip calling `torch.compiler.disable()`d function",
+    )
+    assert set(ours) <= set(allowed)
+    assert all(n == 1 for n in ours.values())
 
 
 def test_blocks_compiled_one_by_one_share_their_graphs() -> None:

@@ -1,6 +1,12 @@
 """``propkit watch``: a run in the terminal while it is being written."""
 
 import argparse
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from propkit.commands import FAILED, INTERRUPTED, UsageError
 
@@ -33,16 +39,42 @@ def run(arguments: argparse.Namespace) -> int:
     from propkit.watch.loop import watch
 
     try:
-        state = watch(
-            arguments.run,
-            probe=arguments.probe,
-            variable=arguments.variable,
-            once=arguments.once,
-            interval=arguments.interval,
-            follow=arguments.follow,
-        )
+        with _interruptible() as sleep:
+            state = watch(
+                arguments.run,
+                probe=arguments.probe,
+                variable=arguments.variable,
+                once=arguments.once,
+                interval=arguments.interval,
+                follow=arguments.follow,
+                sleep=sleep,
+            )
     except KeyboardInterrupt:
         return INTERRUPTED
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(str(error)) from None
     return 0 if state in ("complete", "running") else FAILED
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[float], None]]:
+    """A way to sleep that Ctrl-C ends also where Python swallowed the exception, as in a callback of a library."""
+    pressed: list[int] = []
+
+    def press(number: int, frame: Any) -> None:  # noqa: ARG001 - the signature of a signal handler
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    def sleep(seconds: float) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        time.sleep(seconds)
+
+    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+        yield sleep
+        return
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield sleep
+    finally:
+        signal.signal(signal.SIGINT, before)
