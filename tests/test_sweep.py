@@ -64,7 +64,7 @@ def test_every_run_is_a_training_of_its_own(called, tmp_path):
     ] * 2
     assert " ".join(called[0]) == (
         f"train plain8-l2 -o {tmp_path}/runs/plain8-l2-seed0.zarr --seed 0 --data digits --quiet "
-        "--checkpoint-every 7 --bf16 --set steps=9 --set batch_size=8 --overwrite"
+        "--checkpoint-every 7 --threads 1 --bf16 --set steps=9 --set batch_size=8 --overwrite"
     )
     assert [(done, count) for _, done, count in told] == [(i, 4) for i in (1, 2, 3, 4)]
 
