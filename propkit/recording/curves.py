@@ -88,7 +88,8 @@ def _scalar(name: str, value: object) -> float | torch.Tensor:
             f"write {name.strip('._').replace('/', '.')!r}"
         )
     if isinstance(value, torch.Tensor) and value.numel() == 1:
-        return value.detach().reshape(()).clone()  # the loop may go on changing its tensor
+        value = value.detach() if value.ndim == 0 else value.detach().reshape(())
+        return value.clone()  # the loop may go on changing its tensor
     if isinstance(value, (int, float, np.integer, np.floating)):
         return float(value)
     shape = (
