@@ -46,7 +46,8 @@ class Measurement:
     """One function of a probe and how its values are labelled and combined.
 
     Attributes:
-        function: Pure function of the signals; returns a tensor, or a dict of named ones.
+        function: Pure function of the signals; returns a tensor, or a dict of named ones. Of signals on the CPU it may
+            return Python floats, too; on other devices reading a number would wait for the device, and is refused.
         signals: Its parameter names, each a key of `SIGNALS`.
         units: Units of the values, or a dict by variable name.
         reduce: How values of one step are combined over micro-batches, calls and ranks: ``mean`` (weighted

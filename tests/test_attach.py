@@ -704,3 +704,39 @@ def test_a_probe_without_a_site_makes_no_step_a_sampled_one() -> None:
         optimizer.step()
     assert recorder.run["error_moment"]["step"].values.tolist() == [0, 2]
     assert not any("was to be measured" in note for note in recorder.run.attributes["notes"])
+
+
+def test_a_probe_may_return_a_number_of_signals_on_the_cpu() -> None:
+    model, x, y = make_case("mlp")
+
+    @propkit.probe
+    def as_number(output):
+        return output.double().mean().item()
+
+    @propkit.probe
+    def as_tensor(output):
+        return output.double().mean()
+
+    optimizer = sgd(model)
+    with propkit.attach(model, probes=[as_number, as_tensor]) as recorder:
+        for half in (slice(0, 2), slice(2, None)):  # two micro-batches of different sizes
+            cross_entropy(x[half], y[half])(model).backward()
+        optimizer.step()
+    number, tensor = (recorder.run[name][name].values for name in ("as_number", "as_tensor"))
+    assert np.isfinite(number).all()
+    np.testing.assert_array_equal(number, tensor)
+    assert as_number(x).dtype == torch.float64
+
+
+def test_a_number_that_was_read_from_another_device_is_refused() -> None:
+    model, _, _ = make_case("mlp")
+
+    @propkit.probe
+    def read(output):
+        return 1.0
+
+    with (
+        pytest.warns(PropkitWarning, match="'read' failed.*expected a 0-d tensor"),
+        propkit.attach(model.to("meta"), probes=read),
+    ):
+        model(torch.empty(4, 12, device="meta"))

@@ -40,8 +40,6 @@ def square_sum(x: torch.Tensor) -> torch.Tensor:
     """Sum of squares of all elements of `x`, 0-d, float64; see `frobenius_norm`."""
     if torch.compiler.is_compiling():
         return _square_sum_in_a_graph(x)
-    if x.is_cpu:
-        return torch.scalar_tensor(_remembered(x, _squares_on_cpu), dtype=torch.float64)
     return frobenius_norm(x).square()
 
 
@@ -124,14 +122,6 @@ def in_memory_order(x: torch.Tensor) -> torch.Tensor:
     if _is_dense(x):  # channels_last, transposed
         return x.as_strided((x.numel(),), (1,))
     return x.reshape(-1)
-
-
-def total(x: torch.Tensor) -> torch.Tensor:
-    """Sum of all elements of `x` (any shape), 0-d, float64, by blocks like `square_sum`."""
-    dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-    blocks, rest = _blocks(x)
-    result = rest.sum(dtype=dtype).to(wide(x))
-    return result + blocks.sum(1, dtype=dtype).sum(dtype=wide(x)) if len(blocks) else result
 
 
 def wide(x: torch.Tensor) -> torch.dtype:
