@@ -60,6 +60,7 @@ class SiteTap:
         self.hearing: dict[str, tuple[Listener, ...]] = {}  # signal -> active listeners
         self.of_weight: tuple[Listener, ...] = ()
         self.of_function: tuple[Listener, ...] = ()
+        self.ran = False  # in this step
         self.weighed = False  # in this step
         self.both_ends = True  # or the hook after the module does
         self.before_hook = SiteHook(self._before_forward, "input", site, taps.compiled)
@@ -130,7 +131,9 @@ class SiteTap:
                 if self.taps.discovering:
                     shapes = _shape(call.received), _shape(returned)
                     self.taps.visit(self.site.name, call.number, *shapes)
-                self.measure_weight()
+                self.ran = True
+                if self.taps.stepping:
+                    self.measure_weight()
             call.received = None
             if returned is not None:
                 call.offer("output", returned)
@@ -179,6 +182,11 @@ class SiteTap:
             elif self.taps.stepping:
                 self.keep_weight()
 
+    def measure_weight_if_run(self) -> None:
+        """Measure the weight if the site ran in this step."""
+        if self.ran:
+            self.measure_weight()
+
     def keep_weight(self) -> None:
         """Keep a copy of the weight where its change in this step is asked for."""
         if not self.weighed or self.before is not None:
@@ -199,7 +207,7 @@ class SiteTap:
             except Exception as error:  # the training goes on
                 self.taps.receiver.broken(error)
         self.before = None
-        self.weighed = False
+        self.ran = self.weighed = False
         for listener in self.once:
             listener.forget()
         self.begin_forward()

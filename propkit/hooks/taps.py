@@ -51,9 +51,10 @@ class Taps:
         ]
         self._by_hand: bool | None = None  # whether no optimiser changes the weights; not known yet
         self._in_step = False  # an optimiser's step has begun
-        # Before the optimiser's step, when the memory of the forward is free again, and not in it.
-        self._before_step = BeforeStep(model, self._keep_weights)
-        if any(listener.of_update for tap in self.sites for listener in tap.all):
+        # Weights are measured before the optimiser's step, not in the forward: all at once, when its memory is free
+        # again. In between a layer's convolutions every call would find its code gone from the CPU's caches.
+        self._before_step = BeforeStep(model, self._measure_weights)
+        if any(not listener.needed for tap in self.sites for listener in tap.all):
             self._before_step.listen()
         self._trained: set[tuple[str, int]] = set()  # places that a forward with gradients gave
         self._handles: dict[Hook, torch.utils.hooks.RemovableHandle] = {}
@@ -100,6 +101,11 @@ class Taps:
     def finish_step(self) -> None:
         """Measure what the optimiser's step changed, and forget the calls of this step."""
         self.compiled.finish_step()
+        if self._active and not self._in_step and not self.stepping:
+            # The step was skipped, or the weights are changed by hand although there is an optimiser.
+            self._by_hand = True
+            for tap in self.sites:
+                tap.measure_weight_if_run()
         self._in_step = False
         for tap in self.sites:
             tap.finish_step()
@@ -161,10 +167,11 @@ class Taps:
                 shapes = self.places.get(call, Place(0, 0, "", ""))[2:]
                 self.places[call] = Place(order, depths[tap.site.module], *shapes)
 
-    def _keep_weights(self) -> None:
+    def _measure_weights(self) -> None:
         self._in_step = True
         try:
             for tap in self.sites if self._active else ():
+                tap.measure_weight_if_run()
                 tap.keep_weight()
         except Exception as error:  # the training goes on
             self.receiver.broken(error)

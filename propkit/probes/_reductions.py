@@ -7,9 +7,11 @@ from typing import TypeVar
 
 import torch
 
+from propkit.probes._fused import can_fuse, fused_square_sum
+
 T = TypeVar("T", float, torch.Tensor)
 
-_TINY, _HUGE = 1e-28, 1e32
+SMALLEST, LARGEST = 1e-28, 1e32
 """Sums of squares beyond which squares may have been lost in float32."""
 _BLOCK = 1 << 15
 """Elements that one float32 accumulator of a reduction may sum; its error is below 1e-6 up to 2^17."""
@@ -76,15 +78,17 @@ def _squares_on_cpu(x: torch.Tensor) -> float:
     """Sum of squares, as a number."""
     if x.dtype == torch.float32 or x.dtype == torch.float64:
         flat = in_memory_order(x)
-        parts = (flat,) if len(flat) <= _DOT else flat.split(_DOT)
-        total = 0.0
-        for part in parts:
-            total += torch.dot(part, part).item()
+        if can_fuse(flat):
+            total = fused_square_sum(flat)
+        else:
+            total = 0.0
+            for part in (flat,) if len(flat) <= _DOT else flat.split(_DOT):
+                total += torch.dot(part, part).item()
         if x.dtype == torch.float64:
             return total
     else:  # of half precision, which a dot product would accumulate as it is, or complex
         total = _norm(x).item() ** 2
-    if _TINY < total < _HUGE or x.dtype == torch.complex128:
+    if SMALLEST < total < LARGEST or x.dtype == torch.complex128:
         return total
     exact = x.to(torch.complex128 if x.is_complex() else torch.float64)
     return float(_norm(exact).item() ** 2)
@@ -113,6 +117,11 @@ def _square_sum_in_a_graph(x: torch.Tensor) -> torch.Tensor:
     exact = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None
     norms = torch.linalg.vector_norm(x, dim=inner, dtype=exact) if inner else x.abs()
     return norms.to(wide(x)).square().sum()
+
+
+def number(x: torch.Tensor) -> float | torch.Tensor:
+    """The value of a 0-d tensor on the CPU, where arithmetic with tensors takes longer than with numbers; else `x`."""
+    return x.item() if x.is_cpu and not torch.compiler.is_compiling() else x
 
 
 def in_memory_order(x: torch.Tensor) -> torch.Tensor:

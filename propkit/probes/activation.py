@@ -1,11 +1,15 @@
 """Forward statistics of layers' outputs."""
 
+import math
+
 import torch
 from torch import nn
 
 from propkit.probe import probe
-from propkit.probes._reductions import in_memory_order, wide
+from propkit.probes._fused import can_fuse, fused_statistics, fused_zero_units
+from propkit.probes._reductions import LARGEST, SMALLEST, in_memory_order, wide
 
+_NAMES = ("mean", "mean_square", "mean_abs", "max", "zeros", "dead")
 _LAST_DIM_UNITS = (2, 3)  # (samples, units) and (samples, tokens, units)
 _IN_CACHE = 1 << 18
 """Elements of a piece that a CPU goes through several times while it is in its cache."""
@@ -31,7 +35,7 @@ _IN_CACHE = 1 << 18
     },
     reference="Oyedotun et al., ICPR 2020; Poole et al., arXiv:1606.05340 (length map)",
 )
-def activation(output: torch.Tensor, module: nn.Module) -> dict[str, torch.Tensor]:
+def activation(output: torch.Tensor, module: nn.Module) -> dict[str, float | torch.Tensor]:
     """Statistics of what a layer returns.
 
     The mean square of a parametric layer's output is the mean-field length q; the variance is
@@ -45,13 +49,22 @@ def activation(output: torch.Tensor, module: nn.Module) -> dict[str, torch.Tenso
 
     Returns:
         ``mean``, ``mean_square``, ``mean_abs``, ``max``, ``zeros`` (share of zeros) and ``dead`` (share of dead
-        units), 0-d, float64.
+        units), 0-d, float64, or numbers. All are NaN for an empty output (an expert without
+        tokens). Where a map has a NaN, none of its values counts as zero.
     """
     n = output.numel()
+    if not n:
+        return dict.fromkeys(_NAMES, output.new_full((), math.nan, dtype=wide(output)))
+    if not output.ndim:
+        output = output.view(1)
     channels_first = (
         isinstance(module, nn.modules.conv._ConvNd) or output.ndim not in _LAST_DIM_UNITS
     )
     unit = 1 if channels_first and output.ndim > 1 else output.ndim - 1
+    if not torch.compiler.is_compiling() and can_fuse(output):
+        fused = _fused(output, unit)
+        if fused is not None:
+            return fused
     exact = wide(output)
     parts = _pieces(output)
     signs = torch.empty_like(parts[0], dtype=_exact(output)) if len(parts) > 1 else None
@@ -60,6 +73,8 @@ def activation(output: torch.Tensor, module: nn.Module) -> dict[str, torch.Tenso
         of[0] if len(parts) == 1 else torch.cat(of) for of in zip(*found, strict=True)
     )
     squares = norms.to(exact).square().sum()
+    # The sign of NaN is 0 in places: a map with a NaN counts as one without zeros.
+    counts = torch.where(norms.isnan(), (n / counts.numel()) ** 0.5, counts)
     nonzero = counts.to(exact).square().round().reshape(-1, counts.shape[-1]).sum(0)
     total, absolutes, largest = (x.to(exact) for x in sums)
     return {
@@ -69,6 +84,25 @@ def activation(output: torch.Tensor, module: nn.Module) -> dict[str, torch.Tenso
         "max": largest.amax(),
         "zeros": 1 - nonzero.sum() / n,
         "dead": (nonzero == 0).to(exact).mean(),
+    }
+
+
+def _fused(output: torch.Tensor, unit: int) -> dict[str, float | torch.Tensor] | None:
+    """The statistics as numbers; None where the loops of Numba do not give them."""
+    dead = fused_zero_units(output, unit)
+    if dead is None:
+        return None
+    n = output.numel()
+    sums = fused_statistics(in_memory_order(output))
+    if sums.nonzero and not SMALLEST < sums.squares < LARGEST:  # lost in float32, or NaN
+        return None
+    return {
+        "mean": sums.total / n,
+        "mean_square": sums.squares / n,
+        "mean_abs": sums.absolutes / n,
+        "max": sums.largest,
+        "zeros": 1 - sums.nonzero / n,
+        "dead": dead / output.shape[unit],
     }
 
 

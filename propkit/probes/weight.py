@@ -1,11 +1,13 @@
 """Weights: size, spectral norm, distance from orthonormality, and how far a step moves them."""
 
+import math
+
 import torch
 from torch import nn
 
 from propkit.probe import probe
 from propkit.probes._filters import filter_matrix
-from propkit.probes._reductions import frobenius_norm
+from propkit.probes._reductions import frobenius_norm, number
 from propkit.spectra.matrix import gram, spectral_norm
 
 
@@ -15,7 +17,7 @@ from propkit.spectra.matrix import gram, spectral_norm
     reduce={"norm": "max", "spectral_norm": "max", "orthonormality": "max"},
     reference="arXiv:1703.01827, Eq. 3",
 )
-def weight(weight: torch.Tensor, module: nn.Module) -> dict[str, torch.Tensor]:
+def weight(weight: torch.Tensor, module: nn.Module) -> dict[str, float | torch.Tensor]:
     """Norms of a layer's weight matrix W, whose columns are its filters (fan_in x fan_out).
 
     The stable rank is ``norm² / spectral_norm²``.
@@ -31,19 +33,13 @@ def weight(weight: torch.Tensor, module: nn.Module) -> dict[str, torch.Tensor]:
     filters = filter_matrix(weight, module)
     m, n = filters.shape
     small = gram(filters)
-    norm = torch.linalg.vector_norm(filters)
-    if m <= n:
-        small_minus_identity = small.clone()
-        small_minus_identity.diagonal().sub_(1)
-        orthonormality = torch.linalg.vector_norm(small_minus_identity)
-    else:  # the same number from the smaller Gram matrix
-        squared = small.square().sum() - 2 * norm.square() + m
-        orthonormality = squared.clamp_min(0).sqrt()
-    return {
-        "norm": norm,
-        "spectral_norm": spectral_norm(filters, small),
-        "orthonormality": orthonormality,
-    }
+    squares = number(small.diagonal().sum())
+    finite = isinstance(squares, float) and math.isfinite(squares)
+    largest = number(spectral_norm(filters, small, finite))
+    # Whichever of WᵀW and WWᵀ is the smaller: the other has m − n eigenvalues 0 more, which are 1 away from those of I.
+    small.diagonal().sub_(1)
+    distance = number(small.square_().sum()) + max(m - n, 0)
+    return {"norm": squares**0.5, "spectral_norm": largest, "orthonormality": distance**0.5}
 
 
 @weight.also(units={"update_ratio": "1"}, reduce={"update_ratio": "max"})

@@ -11,7 +11,9 @@ def gram(matrix: torch.Tensor) -> torch.Tensor:
     return matrix @ matrix.mT if matrix.shape[0] <= matrix.shape[1] else matrix.mT @ matrix
 
 
-def spectral_norm(matrix: torch.Tensor, small_gram: torch.Tensor | None = None) -> torch.Tensor:
+def spectral_norm(
+    matrix: torch.Tensor, small_gram: torch.Tensor | None = None, finite: bool = False
+) -> torch.Tensor:
     """Largest singular value of `matrix`, 0-d.
 
     Eigenvalues of the smaller Gram matrix up to order 512; beyond that 40 Lanczos steps on it, fully
@@ -21,17 +23,21 @@ def spectral_norm(matrix: torch.Tensor, small_gram: torch.Tensor | None = None) 
     Args:
         matrix: (m, n), floating.
         small_gram: `gram(matrix)` if it is known already.
+        finite: Whether it is known that the Gram matrix has neither a NaN nor an inf, which spares some operations.
 
     Returns:
         NaN where the matrix has a NaN or an inf.
     """
     g = gram(matrix) if small_gram is None else small_gram
     order = g.shape[0]
+    if finite and order <= _DENSE:
+        largest: torch.Tensor = torch.linalg.eigvalsh(g)[-1].clamp_min(0).sqrt()
+        return largest
     scale = (
         g.diagonal().sum()
     )  # the squared Frobenius norm: keeps the iteration in range, carries NaN and inf
-    finite = torch.isfinite(scale) & (scale > 0)
-    g = torch.where(finite, g / scale, torch.zeros_like(g))
+    usable = torch.isfinite(scale) & (scale > 0)
+    g = torch.where(usable, g / scale, torch.zeros_like(g))
     g = torch.nan_to_num(g)
     top = torch.linalg.eigvalsh(g)[-1] if order <= _DENSE else _lanczos_top(g, _LANCZOS_STEPS)
     value = (top.clamp_min(0) * scale).sqrt()
