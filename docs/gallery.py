@@ -123,7 +123,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "intervention": Entry(
         "Modulation of the errors ends at iteration 60. The lines before and after have one shape and are "
-        "within a factor of two: at this depth the network can do without.",
+        "within a factor of three: at this depth the network can do without.",
         "modulated.zarr",
     ),
     "isometry": Entry(

@@ -16,12 +16,12 @@ from propkit.diagnosis.inspection import (
     why_missing,
 )
 from propkit.diagnosis.one_pass import bare_model, copied, tapped
-from propkit.diagnosis.untouched import differentiate
 from propkit.hooks.signals import tensors_in
 from propkit.hooks.taps import Key
 from propkit.probe import Measurement, Probe
 from propkit.registry import find_probes
 from propkit.sites import ROOT, Site, find_sites
+from propkit.untouched import differentiate
 
 _COMPILED = "it is compiled already, so hooks put in now would not run: attach before torch.compile"
 

@@ -9,7 +9,6 @@ import torch
 from propkit.blocks import find_blocks
 from propkit.diagnosis.diagnosis import Diagnosis
 from propkit.diagnosis.one_pass import Collector, bare_model, copied, layers, tapped
-from propkit.diagnosis.untouched import differentiate
 from propkit.diagnosis.verdict import Thresholds
 from propkit.notices import say
 from propkit.probe import Probe
@@ -18,6 +17,7 @@ from propkit.recording.provenance import describe_run
 from propkit.registry import DEFAULT_PROBES, find_probes
 from propkit.sites import find_sites
 from propkit.store.memory import MemoryWriter
+from propkit.untouched import differentiate
 
 Loss = Callable[..., torch.Tensor]
 

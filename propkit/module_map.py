@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from propkit.diagnosis.untouched import untouched
 from propkit.hooks.signals import first_tensor
+from propkit.untouched import untouched
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
@@ -23,7 +23,7 @@ def module_map(
 
     Within the context the function may be called and differentiated any number of times. It gives the same value each
     time (buffers and random states are those at entry: one dropout mask), holds the other arguments, runs under the
-    autocast of the entry, and leaves no trace: see `propkit.diagnosis.untouched.untouched`. Recorders do not notice.
+    autocast of the entry, and leaves no trace: see `propkit.untouched.untouched`. Recorders do not notice.
 
     >>> import torch, propkit.spectra.jacobian as spectra
     >>> block = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))

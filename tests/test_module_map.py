@@ -36,7 +36,7 @@ class Restless(nn.Module):
         x.relu_()
         x = checkpoint(lambda z: self.norm(self.conv(z)), x, use_reentrant=False)
         scale.mul_(2)
-        noise = random.random() + float(np.random.rand())  # noqa: NPY002
+        noise = random.random() + float(np.random.rand())  # noqa: NPY002 - the global state is meant
         return {"index": index, "hidden": [F.dropout(x, 0.3) * scale * noise, mask]}
 
 
@@ -54,7 +54,7 @@ def _state(module: nn.Module) -> list:
 def test_the_value_is_that_of_the_next_forward_each_time_and_nothing_changes() -> None:
     module = Restless()
     args, kwargs = _arguments()
-    before, python, numpy = _state(module), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    before, python, numpy = _state(module), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002 - the global state is meant
     with module_map(module, *args, **kwargs) as (function, x):
         values = [function(x) for _ in range(3)]
         assert not x.requires_grad
@@ -63,7 +63,7 @@ def test_the_value_is_that_of_the_next_forward_each_time_and_nothing_changes() -
     for a, b in zip(before, _state(module), strict=True):
         assert torch.equal(a, b)
     assert random.getstate() == python
-    assert np.array_equal(np.random.get_state()[1], numpy)  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], numpy)  # noqa: NPY002 - likewise
     assert all(p.grad is None for p in module.parameters())
     for a, b in zip(inside, module.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -197,7 +197,7 @@ def test_hooks_of_the_module_itself_run_unless_its_forward_is_given() -> None:
 def test_an_exception_inside_leaves_everything_as_it_was() -> None:
     model, x, _ = make_case("plain")
     before = [b.clone() for b in model.buffers()]
-    with pytest.raises(RuntimeError), module_map(model, x) as (function, z):  # noqa: PT012
+    with pytest.raises(RuntimeError), module_map(model, x) as (function, z):  # noqa: PT012 - it is raised inside
         function(z)
         function(z[:, :1])
     assert all(map(torch.equal, before, model.buffers()))

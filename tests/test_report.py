@@ -1,5 +1,6 @@
 """`python -m propkit report`: a page that stands for itself, is sound HTML and says what the run says."""
 
+import html
 import itertools
 import math
 import re
@@ -420,7 +421,7 @@ def test_contrast_is_enough_in_light_dark_and_print():
         dict(re.findall(r"--(\w+): (#\w{6});", b))
         for b in re.findall(r":root \{(.*?)\}", style, re.S)
     ]
-    assert [len(p) for p in palettes] == [12, 12, 11]
+    assert [len(p) for p in palettes] == [12, 12, 12]
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     for colors in palettes:
         for name, color in colors.items():
@@ -474,3 +475,42 @@ def test_in_a_browser(whole, tmp_path):
         grounds.append(pixels[0, 0].mean())
     assert grounds[0] == 1.0
     assert grounds[1] < 0.15
+
+
+PDFTOTEXT = shutil.which("pdftotext")
+
+
+@pytest.mark.skipif(
+    not (CHROMIUM and PDFTOTEXT),
+    reason="needs a browser and pdftotext: apt-get install chromium poppler-utils",
+)
+def test_in_print(tmp_path):
+    """Nothing is hidden or cut off on paper, and no heading is parted from what it is of."""
+    sites = [f"encoder.layers.{i}.attention" for i in range(40)]
+    attributes = {"functions": dict.fromkeys(sites, "a_long_name_without_any_space")}
+    path = stored(tmp_path / "a.zarr", layers=40, sites=sites, attributes=attributes)
+    run = propkit.open(path)
+    output = write_page(tmp_path / "a.html", {run.label: run})
+    pdf = tmp_path / "a.pdf"
+    dark = "--blink-settings=preferredColorScheme=0"
+    browse(tmp_path, output, f"--print-to-pdf={pdf}", "--no-pdf-header-footer", dark)
+    done = subprocess.run(
+        [PDFTOTEXT, "-bbox", pdf, "-"], capture_output=True, text=True, check=True
+    )
+    width = float(re.search(r'<page width="([\d.]+)"', done.stdout)[1])
+    words = re.findall(r'xMin="([\d.]+)".* xMax="([\d.]+)".*>(.*)</word>', done.stdout)
+    texts = [word for _, _, word in words]
+    assert sites[-1] in "".join(texts)
+    assert max(float(end) for _, end, _ in words) < 0.97 * width
+    said = [
+        html.unescape("".join(re.findall(r">(.*)</word>", sheet)))
+        for sheet in done.stdout.split("<page ")[1:]
+    ]
+    assert "explodingsignal1e+06" in "".join(said)  # folded up on a screen
+    assert f'"{sites[-1]}":"a_long_name_without_any_space"}}' in "".join(said)
+    headings = re.findall("<h3[^>]*>(.*?)</h3>", output.read_text(encoding="utf-8"), re.S)
+    headings = ["".join(html.unescape(re.sub("<.*?>", "", h)).split()) for h in headings]
+    assert len(headings) > 5
+    for heading in headings:
+        assert any(heading in sheet for sheet in said), heading
+        assert not any(sheet.endswith(heading) for sheet in said), heading

@@ -43,7 +43,7 @@ class Stateful(nn.Module):
 
     def forward(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         self.count += 1
-        self.count = self.count + random.random() + np.random.rand()  # noqa: NPY002
+        self.count = self.count + random.random() + np.random.rand()  # noqa: NPY002 - the global state is meant
         x = x.mul_(2) if not x.requires_grad else x * 2
         hidden = F.dropout(self.norm(self.conv(x)).relu_(), 0.3) + self.old(self.query)
         hidden = hidden + self.embedding(index)[:, None]
@@ -70,7 +70,7 @@ def _snapshot(model: nn.Module) -> dict[str, object]:
         "hooks": _hooks(model),
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
-        "numpy": np.random.get_state()[1].copy(),  # noqa: NPY002
+        "numpy": np.random.get_state()[1].copy(),  # noqa: NPY002 - likewise
     }
 
 

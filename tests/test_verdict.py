@@ -118,7 +118,7 @@ def test_a_deep_relu_network_without_normalisation_is_singular() -> None:
 
 def test_a_hundred_layers_of_64_units_lose_rank_and_batch_normalisation_keeps_it() -> None:
     """The near-singularity of a 100-layer plain network on small images (Oyedotun et al., ICPR 2020)."""
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
     from sklearn.datasets import load_digits
 
     x = torch.from_numpy(load_digits().data[:300]).float() / 16

@@ -3,7 +3,8 @@
 import shlex
 from collections.abc import Iterable, Mapping
 
-from propkit.completion.words import FIGURES, Program, Values
+from propkit.completion.cases import fill
+from propkit.completion.words import Program
 
 _SCRIPT = """\
 # Completion of propkit in bash. In ~/.bashrc: eval "$(python -m propkit completion bash)"
@@ -90,35 +91,8 @@ unset _propkit_name
 
 def script(programs: Mapping[str, Program]) -> str:
     """The script, with all words in it."""
-    options, arguments, names = [], [], []
-    for name, program in programs.items():
-        for option in program.options:
-            if option.values is not None:
-                kind = "many" if option.values.many else "one"
-                patterns = [f"{name} {o}" for o in option.names]
-                options.append(_case(patterns, f"kind={kind} {_set(option.values)}"))
-        for place, values in enumerate(program.arguments):
-            pattern = f"{name} *" if values.many else f"{name} {place}"
-            arguments.append(_case([pattern], _set(values)))
-        names.append(_case([name], _set(Values(_option_names(program)))))
-    subcommands = tuple(name for name in programs if name != FIGURES)
-    arguments.append(_case(["propkit 0"], _set(Values(subcommands))))
-    names.append(_case(["propkit"], _set(Values(("--help", "--version")))))
-    parts = {"OPTIONS": options, "ARGUMENTS": arguments, "NAMES": ["    " + n for n in names]}
-    text = _SCRIPT.replace("@FIGURES@", FIGURES)
-    for key, lines in parts.items():
-        text = text.replace(f"@{key}@", "\n".join(f"        {line}" for line in lines))
-    return text
+    return fill(_SCRIPT, programs, _offer)
 
 
-def _case(patterns: Iterable[str], action: str) -> str:
-    quoted = (f'"{p[:-1]}"*' if p.endswith("*") else f'"{p}"' for p in patterns)
-    return f"{' | '.join(quoted)}) {action} ;;"
-
-
-def _set(values: Values) -> str:
-    return f"words={shlex.quote(' '.join(values.words))} files={'1' if values.files else ''}"
-
-
-def _option_names(program: Program) -> tuple[str, ...]:
-    return tuple(name for option in program.options for name in option.names)
+def _offer(candidates: Iterable[tuple[str, str]]) -> str:
+    return f"words={shlex.quote(' '.join(word for word, _ in candidates))}"

@@ -3,7 +3,8 @@
 import shlex
 from collections.abc import Iterable, Mapping
 
-from propkit.completion.words import FIGURES, Program, Values
+from propkit.completion.cases import fill
+from propkit.completion.words import Program
 
 _SCRIPT = """\
 #compdef propkit
@@ -93,37 +94,14 @@ compdef _propkit_python python python3
 
 def script(programs: Mapping[str, Program]) -> str:
     """The script, with all words in it."""
-    options, arguments, names = [], [], []
-    for name, program in programs.items():
-        for option in program.options:
-            if option.values is not None:
-                kind = "many" if option.values.many else "one"
-                patterns = [f"{name} {o}" for o in option.names]
-                options.append(_case(patterns, f"kind={kind} {_set(option.values)}"))
-        for place, values in enumerate(program.arguments):
-            pattern = f"{name} *" if values.many else f"{name} {place}"
-            arguments.append(_case([pattern], _set(values)))
-        described = [_described(o, option.help) for option in program.options for o in option.names]
-        names.append(_case([name], f"candidates=({' '.join(described)})"))
-    subcommands = [_described(n, p.summary) for n, p in programs.items() if n != FIGURES]
-    arguments.append(_case(["propkit 0"], f"candidates=({' '.join(subcommands)})"))
-    names.append(_case(["propkit"], "candidates=(--help --version)"))
-    parts = {"OPTIONS": options, "ARGUMENTS": arguments, "NAMES": ["    " + n for n in names]}
-    text = _SCRIPT.replace("@FIGURES@", FIGURES)
-    for key, lines in parts.items():
-        text = text.replace(f"@{key}@", "\n".join(f"        {line}" for line in lines))
-    return text
+    return fill(_SCRIPT, programs, _offer)
 
 
-def _case(patterns: Iterable[str], action: str) -> str:
-    quoted = (f'"{p[:-1]}"*' if p.endswith("*") else f'"{p}"' for p in patterns)
-    return f"{' | '.join(quoted)}) {action} ;;"
+def _offer(candidates: Iterable[tuple[str, str]]) -> str:
+    return f"candidates=({' '.join(_described(word, text) for word, text in candidates)})"
 
 
-def _set(values: Values) -> str:
-    words = " ".join(shlex.quote(word.replace(":", r"\:")) for word in values.words)
-    return f"candidates=({words}) files={'1' if values.files else ''}"
-
-
-def _described(name: str, text: str) -> str:
-    return shlex.quote(f"{name}:{text}" if text else name)
+def _described(word: str, text: str) -> str:
+    """As zsh's ``_describe`` takes it: a colon parts the word from its description."""
+    escaped = word.replace(":", r"\:")
+    return shlex.quote(f"{escaped}:{text}" if text else escaped)

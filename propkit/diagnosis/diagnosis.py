@@ -2,23 +2,21 @@
 
 import functools
 import itertools
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from propkit.diagnosis.judging import Column, families, judge_layers, quotient, relative_to_last
 from propkit.diagnosis.one_pass import Layer
 from propkit.diagnosis.render import Sheet, number
-from propkit.diagnosis.verdict import HEALTHY, NAN, Evidence, Finding, Thresholds, judge, overall
+from propkit.diagnosis.verdict import HEALTHY, NAN, Finding, Thresholds, overall
 
 if TYPE_CHECKING:
     import xarray as xr
     from rich.console import RenderableType
 
     from propkit.store.run import Run
-
-Column = dict[str, float]
 
 _COLUMNS = {
     "activation_moment": ("q out", "mean square of the output"),
@@ -54,7 +52,7 @@ class Diagnosis:
     def __init__(
         self,
         run: "Run",
-        layers: Sequence[Layer],
+        layers: Iterable[Layer],
         measured: Collection[tuple[str, str, str]],
         thresholds: Thresholds,
         loss: float | None,
@@ -62,7 +60,7 @@ class Diagnosis:
         self.run = run
         self.loss = loss
         self.thresholds = thresholds
-        self._layers = tuple(layers)
+        self._layers = {layer.site: layer for layer in layers}
         self._measured = frozenset(measured)
 
     def __getitem__(self, group: str) -> "xr.Dataset":
@@ -71,7 +69,7 @@ class Diagnosis:
 
     def judged_by(self, thresholds: Thresholds) -> "Diagnosis":
         """The same measurement judged by other thresholds."""
-        return Diagnosis(self.run, self._layers, self._measured, thresholds, self.loss)
+        return Diagnosis(self.run, self._layers.values(), self._measured, thresholds, self.loss)
 
     @functools.cached_property
     def table(self) -> "xr.Dataset":
@@ -85,7 +83,7 @@ class Diagnosis:
         """
         import xarray as xr
 
-        sites = [layer.site for layer in self._layers]
+        layers, sites = list(self._layers.values()), list(self._layers)
         data: dict[str, Any] = {
             name: ("site", np.array([column.get(s, NAN) for s in sites], dtype=np.float64))
             for name, column in self._columns.items()
@@ -98,9 +96,9 @@ class Diagnosis:
         data["reason"] = ("site", _strings(f[0].reason if f else "" for f in found))
         coords = {
             "site": _strings(sites),
-            "depth": ("site", np.array([layer.depth for layer in self._layers], dtype=np.int64)),
-            "type": ("site", _strings(layer.type for layer in self._layers)),
-            "output_shape": ("site", _strings(str(layer.output_shape) for layer in self._layers)),
+            "depth": ("site", np.array([layer.depth for layer in layers], dtype=np.int64)),
+            "type": ("site", _strings(layer.type for layer in layers)),
+            "output_shape": ("site", _strings(str(layer.shape) for layer in layers)),
         }
         return xr.Dataset(data, coords, {"verdict": self.verdict})
 
@@ -138,23 +136,16 @@ class Diagnosis:
     def _columns(self) -> Mapping[str, Column]:
         errors = self._read("error_moment", "output")
         norms = [self._read("gradient_norm", end) for end in ("output", "input")]
-        families = self._families(errors)
-        last: Column = {}
-        following: Column = {}
-        for family in families:
-            usable = [s for s in family if 0 < errors[s] < math.inf]
-            if usable:
-                last |= {s: errors[s] / errors[usable[-1]] for s in family}
+        following: dict[str, float] = {}
+        for family in families(errors, self._layers):
             for s, after in itertools.pairwise(family):
                 following[s] = errors[s] / errors[after] if errors[after] else NAN
         return {
             "activation_moment": self._read("activation", "mean_square"),
             "error_moment": errors,
-            "error_ratio": last,
+            "error_ratio": relative_to_last(errors, self._layers),
             "consecutive_ratio": following,
-            "gradient_norm_ratio": {
-                s: out / norms[1][s] for s, out in norms[0].items() if norms[1].get(s)
-            },
+            "gradient_norm_ratio": quotient(*norms),
             "dead": self._read("activation", "dead"),
             **{
                 name: self._read("representation", name)
@@ -165,47 +156,10 @@ class Diagnosis:
     @functools.cached_property
     def _findings(self) -> dict[str, list[Finding]]:
         """What was found at each site that can be judged, in the order of execution."""
-        columns, weights = self._columns, self._read("weight", "norm")
-        signal = columns["activation_moment"]
-        relative: Column = {}
-        for family in self._families(
-            {s: q for s, q in signal.items() if s in weights or not weights}
-        ):
-            usable = [s for s in family if 0 < signal[s] < math.inf]
-            if usable:
-                relative |= {s: signal[s] / signal[usable[0]] for s in family}
-        readout = max((layer.depth for layer in self._layers), default=0)
-        found = {}
-        for layer in self._layers:
-            s = layer.site
-            if s not in columns["error_moment"] and s not in signal:
-                continue
-            evidence = Evidence(
-                error_moment=self._nan_is_infinite(
-                    "error_moment", "output", columns["error_moment"], s
-                ),
-                error_ratio=columns["error_ratio"].get(s, NAN),
-                activation_moment=self._nan_is_infinite("activation", "mean_square", signal, s),
-                activation_ratio=relative.get(s, NAN),
-                dead=columns["dead"].get(s, NAN),
-                effective_rank=columns["effective_rank"].get(s, NAN),
-                mean_cosine=columns["mean_cosine"].get(s, NAN),
-                weight_norm=weights.get(s.partition("#")[0], NAN),
-                observations=layer.observations,
-                matrix=layer.matrix if layer.depth < readout else (0, 0),
-            )
-            found[s] = judge(evidence, self.thresholds)
-        return found
+        columns = {**self._columns, "weight_norm": self._read("weight", "norm")}
+        return judge_layers(columns, self._layers, self.thresholds)
 
-    def _families(self, values: Column) -> list[list[str]]:
-        """Sites with a value, in the order of execution, by the number of dimensions of their outputs."""
-        families: dict[int, list[str]] = {}
-        for layer in self._layers:
-            if layer.site in values:
-                families.setdefault(len(layer.output_shape), []).append(layer.site)
-        return list(families.values())
-
-    def _read(self, group: str, variable: str) -> Column:
+    def _read(self, group: str, variable: str) -> dict[str, float]:
         """Site -> value, of the sites where it was measured."""
         if group not in self.run or variable not in self.run[group]:
             return {}
@@ -213,16 +167,11 @@ class Diagnosis:
         pairs = zip(values["site"].values.tolist(), values.values.tolist(), strict=True)
         return {s: v for s, v in pairs if (group, variable, s) in self._measured}
 
-    def _nan_is_infinite(self, group: str, variable: str, column: Column, site: str) -> float:
-        value = column.get(site, NAN)
-        measured = (group, variable, site) in self._measured
-        return math.inf if measured and math.isnan(value) else value
-
     def _sheet(self) -> Sheet:
         table = self.table
         shown = [name for name in _COLUMNS if table[name].notnull().any()]
         rows, colors = [], []
-        for i, layer in enumerate(self._layers):
+        for i, layer in enumerate(self._layers.values()):
             verdict = str(table["verdict"].values[i])
             numbers = [number(float(table[name].values[i])) for name in shown]
             problems = str(table["problems"].values[i]) or verdict

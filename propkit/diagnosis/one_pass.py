@@ -1,7 +1,6 @@
 """One pass of a model under observation, from its hooks to a run in memory; the model stays as it was."""
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
-from propkit.diagnosis.untouched import untouched
+from propkit.diagnosis.judging import observations
 from propkit.hooks.taps import Key, Place, Receiver, Taps
 from propkit.notices import say
 from propkit.probe import Measurement
@@ -19,6 +18,7 @@ from propkit.recording.layout import Layout
 from propkit.recording.rows import Observation, make_row, own_copy, rows_to_host
 from propkit.sites import Site
 from propkit.store.memory import MemoryWriter
+from propkit.untouched import untouched
 
 
 class Layer(NamedTuple):
@@ -28,20 +28,15 @@ class Layer(NamedTuple):
         site: Its name, with the number of the call after the first.
         depth: Number of parametric layers that ran by then.
         type: The module's class.
-        output_shape: Shape of the tensor that it returned; () where it returned none.
+        shape: Shape of the tensor that it returned; () where it returned none.
         observations: Samples times positions that the probe `activation` sees of one unit.
     """
 
     site: str
     depth: int
     type: str
-    output_shape: tuple[int, ...]
+    shape: tuple[int, ...]
     observations: int
-
-    @property
-    def matrix(self) -> tuple[int, int]:
-        """Samples and units of its representation."""
-        return (self.output_shape or (1,))[0], math.prod(self.output_shape[1:])
 
 
 class Collector:
@@ -133,11 +128,8 @@ def layers(places: Mapping[tuple[str, int], Place], sites: list[Site]) -> tuple[
     for (site, call), place in sorted(places.items(), key=lambda item: item[1].order):
         shape = tuple(int(n) for n in place.output_shape.strip("()").split(",") if n.strip())
         module = modules[site]
-        channels_first = isinstance(module, nn.modules.conv._ConvNd) or len(shape) not in (2, 3)
-        units = shape[1 if channels_first and len(shape) > 1 else -1] if shape else 0
-        observations = math.prod(shape) // units if units else 0
-        name = _name(site, call)
-        found.append(Layer(name, place.depth, type(module).__name__, shape, observations))
+        seen = observations(shape, isinstance(module, nn.modules.conv._ConvNd))
+        found.append(Layer(_name(site, call), place.depth, type(module).__name__, shape, seen))
     return tuple(found)
 
 

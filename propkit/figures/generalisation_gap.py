@@ -122,9 +122,8 @@ def draw(
             for ax in (top, bottom):
                 whole_axis(ax, (d["evaluation"] for d in chosen))
         low, high = axes[1, 0].get_ylim()
-        axes[1, 0].set_ylim(
-            low - 0.12 * (2 + len(names)) * (high - low), high
-        )  # room for the legends
+        taken = min(0.1 * (len(names) + 1) + 0.06, 0.7)  # by the summaries, of the panel's height
+        axes[1, 0].set_ylim(low - taken / (1 - taken) * (high - low), high)
         axes[0, 0].set_ylabel("error (%)")
         axes[1, 0].set_ylabel("gap, test − training\n(percentage points)")
         handles = []

@@ -4,10 +4,11 @@ How to read this: one panel per quantity, one colour per run. Quantities that di
 only (loss and test_loss) share a panel: the one without prefix, or of training, is solid, the
 others have line styles of their own. Long curves are drawn as a pale trace of all values and a line
 through their medians. A gap is a value that is not finite, and a cross marks where such values
-begin for good: there the training diverged.
+begin for good: there the training diverged. A triangle at the top is a lone value far beyond all
+others, which would press the curves into one line; how far these reach is written above the panel.
 
 Options: names (--set 'names=["loss"]'), the quantities to show; log=True (--set log=True) for
-logarithmic y axes.
+logarithmic y axes, which hold all values.
 
 Needs: log, which is not a probe: recorder.log(loss=loss, accuracy=accuracy) in the training loop
 records it, and so do the recipes.
@@ -20,6 +21,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from propkit.figures.beyond import limit
 from propkit.figures.curves import curve, drawable, legend, log_axis, note, whole_axis
 from propkit.figures.runs import AnyRun, FigureError, RunLike, gather, need
 from propkit.figures.style import LINES, Canvas, Figure, canvas, line_look, styled
@@ -122,7 +124,7 @@ def _training(prefix: str) -> bool:
 def _panel(
     ax: Axes, datasets: Mapping[str, xr.Dataset], quantity: str, prefixes: list[str], log: bool
 ) -> list[Line2D]:
-    lines, values = [], []
+    lines, curves = [], []
     for i, (label, dataset) in enumerate(datasets.items()):
         for name in map(str, dataset.data_vars):
             prefix = split(name)[0]
@@ -135,9 +137,12 @@ def _panel(
             known = dataset.isel(step=np.flatnonzero(_recorded(dataset[name])))
             text = f"{label}, {prefix or 'train'}" if len(prefixes) > 1 else label
             lines.append(curve(ax, known["step"], known[name], look, text, log=log))
-            values.append(known[name].values)
+            curves.append((known["step"].values, known[name].values))
+    values = [y for _, y in curves]
     if log:
         log_axis(ax, values)
+    else:
+        limit(ax, curves, [line.get_color() for line in lines])
     if not any(np.isfinite(drawable(v, log)).any() for v in values):
         note(ax, "no value on a log axis" if log else "no finite value")
     whole_axis(ax, (d["step"] for d in datasets.values()))

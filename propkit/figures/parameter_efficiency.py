@@ -23,6 +23,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from propkit.figures.curves import drawable, legend, log_axis, note
@@ -128,6 +129,7 @@ def _series(ax: Axes, runs: xr.Dataset, index: int, name: str) -> Line2D:
                 textcoords="offset points",
                 fontsize="small",
                 color=ink("text"),
+                path_effects=[withStroke(linewidth=3, foreground=ink("ground"))],  # over lines
                 gid="depth",
             )
     return Line2D([], [], **look, markersize=6, markeredgewidth=0.0, label=name)

@@ -87,7 +87,8 @@ def prepare(
 def _chosen(dataset: xr.Dataset, layers: str | None) -> list[int]:
     if layers is None:
         count = dataset.sizes["site"]
-        return np.unique(np.linspace(0, count - 1, min(count, _MOST)).round().astype(int)).tolist()  # type: ignore[no-any-return]
+        spread = np.linspace(0, count - 1, min(count, _MOST)).round()
+        return [int(i) for i in np.unique(spread)]
     found = matching(dataset, layers, "spectra")
     if len(found) > _ALL:
         raise FigureError(

@@ -40,8 +40,8 @@ def _conv_relu(in_channels: int, out_channels: int, kernel: int) -> nn.Sequentia
 def three_layer(c: int, d: int, num_classes: int = 10, in_channels: int = 3) -> ThreeLayer:
     """The network of arXiv:1805.07477, Fig. 2.
 
-    Kernel sizes and the head are not in the paper's text; these are ours. The weights are PyTorch's
-    defaults.
+    Kernel sizes and the head are not in the paper's text; these are ours. There a ReLU follows the third
+    convolution, too, which is the classifier here. The weights are PyTorch's defaults.
 
     Args:
         c: Channels that the second layer reads.

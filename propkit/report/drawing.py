@@ -140,8 +140,8 @@ def _svg(figure: matplotlib.figure.Figure) -> str:
     look = styled(figure._style) if isinstance(figure, Figure) else nullcontext()
     buffer = io.BytesIO()
     plain = matplotlib.figure.Figure
-    # The figure's own draw() would set the look again, with text as outlines.
-    figure.draw = functools.partial(plain.draw, figure)  # type: ignore[method-assign]
+    # The figure's own draw() would set the look again, with text as outlines: on this instance it is another.
+    figure.draw = functools.partial(plain.draw, figure)  # type: ignore[method-assign]  # until `del` below
     try:
         with look, mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "propkit"}):
             plain.savefig(figure, buffer, format="svg", metadata={"Date": None})

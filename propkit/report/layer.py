@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from propkit.diagnosis.judging import observations
 from propkit.diagnosis.verdict import HEALTHY, Finding
 
 
@@ -30,6 +31,11 @@ class Layer:
         """The output's shape as numbers; () where it is not known."""
         parts = self.output_shape.strip("()").split(",")
         return tuple(int(n) for n in parts if n.strip().isdigit())
+
+    @property
+    def observations(self) -> int:
+        """Samples times positions that are seen of one unit."""
+        return observations(self.shape, "Conv" in self.type)
 
     @property
     def verdict(self) -> str:

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from propkit.diagnosis.judging import judge_layers, quotient, relative_to_last
 from propkit.diagnosis.verdict import VERDICTS, Thresholds, overall
-from propkit.report.judging import compare, judge_layers
 from propkit.report.layer import Layer
 from propkit.schema import SITE, STEP
 
@@ -117,12 +117,15 @@ def read_layers(
         columns |= _read(
             run, group, {n: c for n, c in wanted.items() if c.group == group}, when, layers
         )
-    compare(columns, layers)
+    layers = dict(sorted(layers.items(), key=lambda item: item[1].depth))
+    columns["error_ratio"] = relative_to_last(columns.get("error_moment", {}), layers)
+    columns["gradient_norm_ratio"] = quotient(columns.get("output", {}), columns.get("input", {}))
     for name in COLUMNS:
         for site, value in columns.get(name, {}).items():
             layers[site].values[name] = value
-    judge_layers(columns, layers, thresholds or Thresholds())
-    return sorted(layers.values(), key=lambda layer: layer.depth)
+    for site, findings in judge_layers(columns, layers, thresholds or Thresholds()).items():
+        layers[site].findings = findings
+    return list(layers.values())
 
 
 def verdict_of(layers: Sequence[Layer]) -> str:

@@ -164,6 +164,21 @@ def test_generalisation_gap_has_a_column_per_depth_and_means_over_seeds():
     assert texts == ["plain", "resnet", "training", "test"]
 
 
+@pytest.mark.parametrize("kinds", [1, 3, 5])
+def test_the_summary_of_the_gaps_hides_none_of_them(kinds):
+    runs = [
+        logged(f"n{i}", 20, f"kind {i}", accuracy=np.linspace(0, 0.5, 40), test_accuracy=test)
+        for i, test in enumerate([now_and_then(0.01 * i, 4, 40) for i in range(kinds)])
+    ]
+    figure = propkit.figures.generalisation_gap(runs)
+    figure.canvas.draw()
+    _, bottom = figure.axes
+    box = bottom.get_legend().get_window_extent()
+    for line in (x for x in bottom.lines if x.get_gid() == "gap"):
+        points = bottom.transData.transform(line.get_xydata())
+        assert not any(box.contains(x, y - 3) for x, y in points)  # with half a marker
+
+
 def test_runs_that_ended_early_are_averaged_where_they_are():
     pooled = module("generalisation_gap").pooled
     prepare = module("generalisation_gap").prepare

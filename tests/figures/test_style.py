@@ -73,7 +73,9 @@ def test_the_figure_is_its_own_picture_in_a_notebook():
 
 
 def test_ipython_shows_it_once():
-    formatters = pytest.importorskip("IPython.core.formatters")
+    formatters = pytest.importorskip(
+        "IPython.core.formatters", reason="it is IPython that shows it"
+    )
     data, metadata = formatters.DisplayFormatter().format(new_figure((3, 2)))
     assert set(data) == {"text/plain", "image/png"}
     assert metadata["image/png"] == {"width": 300, "height": 200}
