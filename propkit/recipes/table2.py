@@ -1,7 +1,8 @@
 """Seven ways to train plain networks: arXiv:1703.01827, Table 2.
 
 The paper gives no learning rates for the other optimisers; those here are PyTorch's defaults, and
-0.1 for SGD and Nesterov. ``ours`` is orthonormality with modulation for the first 2000 steps.
+0.1 for SGD and Nesterov. All are divided by ten when SGD's is, and all have its L2. ``ours`` is
+orthonormality with modulation for the first 2000 steps.
 """
 
 import re

@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 from propkit import recipes
 from propkit.registry import find_probes
-from propkit.training import make_optimizer
+from propkit.training import initialize, make_optimizer
 
 SWEEPS = {sweep.name: sweep for sweep in recipes.sweeps()}
 
@@ -88,6 +89,23 @@ def test_plainnet():
     assert len(model.layers) == 99
     assert (model.layers[0].activation.negative_slope, recipe.max_norm) == (0.7, 2.0)
     assert not hasattr(recipes.find("plainnet-maxnorm").build(10, 1, 64).layers[0], "bn")
+    sweep = SWEEPS["plainnet-ablation"]
+    assert (sweep.demo_seeds, sweep.seeds) == (3, 1)
+    limits = {j.recipe: recipes.find(j.recipe).override(j.settings).max_norm for j in sweep.demo}
+    assert {name for name, c in limits.items() if c} == {n for n in limits if "maxnorm" in n}
+    assert {c for c in limits.values() if c} == {1.4}
+    assert all(not job.settings for job in sweep.paper)
+
+
+def test_the_demo_s_limit_of_the_norm_binds_from_the_start():
+    """He's uniform weights have units whose squared norms have the mean 2."""
+    job = SWEEPS["plainnet-ablation"].demo[-1]
+    recipe = recipes.find(job.recipe).override(job.settings)
+    model = initialize(recipe.build(10, 1, 64), recipe.init, torch.Generator().manual_seed(0))
+    units = [m.weight.detach().norm(dim=1) for m in model.modules() if isinstance(m, nn.Linear)]
+    beyond = (torch.cat(units) > recipe.max_norm).float().mean()
+    assert 0.4 < beyond < 0.7
+    assert (torch.cat(units) < recipes.find(job.recipe).max_norm).all()
 
 
 @pytest.mark.parametrize(
