@@ -28,13 +28,14 @@ class Switchboard(Protocol):
     compiled: Compiled
     discovering: bool
     idle: bool  # nothing is measured in this step
+    inside: bool  # the model's own forward
 
     @property
     def stepping(self) -> bool:
         """Whether the weights may change from now on without another word."""
 
     def expect_parts(self) -> None:
-        """A site is called: be ready for a part of the model that is called by itself."""
+        """A site is called outside the model's forward: be ready for parts that are called by themselves."""
 
     def visit(self, site: str, call: int, input_shape: str, output_shape: str) -> None:
         """Note where in the network a call is."""
@@ -108,13 +109,14 @@ class SiteTap:
             received = first_tensor((args, kwargs))
             if received is not None:
                 call.received = received
-                call.offer("input", received)
+                if self.hearing["input"]:
+                    call.offer("input", received)
                 if not call.recomputing:
                     # Buffers and random states are those that the forward will find: one dropout mask for both.
                     for listener in self.of_function:
                         listener.hear_function(args, kwargs, call.number, call.origin)
                 # In a recomputation, a leaf is the detached input of the checkpoint: the real one has its hook.
-                if not (call.recomputing and received.is_leaf):
+                if self.hearing["grad_input"] and not (call.recomputing and received.is_leaf):
                     call.follow("grad_input", received)
         except Exception as error:  # the training goes on
             self.taps.receiver.broken(error)
@@ -132,12 +134,14 @@ class SiteTap:
                     shapes = _shape(call.received), _shape(returned)
                     self.taps.visit(self.site.name, call.number, *shapes)
                 self.ran = True
-                if self.taps.stepping:
+                if self.of_weight and self.taps.stepping:
                     self.measure_weight()
             call.received = None
             if returned is not None:
-                call.offer("output", returned)
-                call.follow("grad_output", returned, (args, kwargs))
+                if self.hearing["output"]:
+                    call.offer("output", returned)
+                if self.hearing["grad_output"]:
+                    call.follow("grad_output", returned, (args, kwargs))
         except Exception as error:  # the training goes on
             self.taps.receiver.broken(error)
 
@@ -145,7 +149,8 @@ class SiteTap:
         """A new call. It is numbered, but for a recomputation, which waits until its checkpoint is complete."""
         call = _Call(self, backward_pass() != -1)
         if not call.recomputing:
-            self.taps.expect_parts()
+            if not self.taps.inside:
+                self.taps.expect_parts()
             call.number = self.calls
             self.calls += 1
             self.direct += torch.is_grad_enabled()
@@ -229,8 +234,6 @@ class _Call:
 
     def follow(self, signal: str, tensor: torch.Tensor, inputs: Any = ()) -> None:
         """Offer the gradient with respect to `tensor` when it arrives."""
-        if not self.tap.hearing[signal]:
-            return
         # A checkpoint that is not reentrant recomputes values for the first graph, whose tensors have their hooks.
         if self.recomputing and self.tap.direct == self.tap.calls:
             return
@@ -252,12 +255,9 @@ class _Call:
 
     def offer(self, signal: str, tensor: torch.Tensor) -> None:
         """A signal is there: run the functions that have waited for it."""
-        listeners = self.tap.hearing[signal]
-        if not listeners:
-            return
         if tensor.requires_grad:
             tensor = tensor.detach()
-        for listener in listeners:
+        for listener in self.tap.hearing[signal]:
             if self.recomputing and listener.of_forward:
                 continue  # a recomputed forward repeats statistics that the first one gave
             if listener.alone:

@@ -13,7 +13,7 @@ class LossScale:
 
     Args:
         scaler: The training's gradient scaler. None: the only enabled one in the process is looked for when the first
-            gradient arrives.
+            gradient arrives, or when the first step that is made ends.
         ranks: Number of processes whose gradients the training averages: an error of one rank's loss is that many times
             the error of the mean loss.
         note: Told when there are several scalers to choose from.
@@ -37,15 +37,20 @@ class LossScale:
     def current(self) -> torch.Tensor | None:
         """The scale, 0-d on the scaler's device; None for 1. The device is not waited for."""
         if not self._looked:
-            self._looked = True
-            self._scaler = self._find()
-            self._listen()
+            self.look()
         scale: torch.Tensor | None = None if self._scaler is None else self._scaler._scale
         if self._before_update is not None:
             scale = self._before_update
         if scale is None:
             return self._constant
         return scale if self._ranks == 1 else scale * self._ranks
+
+    def look(self) -> None:
+        """Find the scaler, unless that was tried."""
+        if not self._looked:
+            self._looked = True
+            self._scaler = self._find()
+            self._listen()
 
     def on_update(self, callback: Callable[[], None]) -> None:
         """Call `callback` after each ``scaler.update()``, the end of a step whether it was skipped or not.

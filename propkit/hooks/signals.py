@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -74,13 +75,13 @@ def on_gradient(
         The handle of the hook on a leaf (a parameter that is a layer's input), which lives on after the graph is gone
         and has to be taken out; None for other tensors.
     """
-    if not tensor.requires_grad:
+    node = tensor.grad_fn  # a stale view rebuilds its history here; hooking it first would crash
+    if node is None and not tensor.requires_grad:
         return None
     at_tensor = functools.partial(hand_on, receiver, signal)
-    if tensor.is_leaf:
+    if node is None:
         handle: torch.utils.hooks.RemovableHandle = tensor.register_hook(at_tensor)
         return handle
-    _ = tensor.grad_fn  # a stale view rebuilds its history here; hooking it first would crash
     base = tensor._base
     if (
         base is None
@@ -89,12 +90,25 @@ def on_gradient(
         or base.numel() != tensor.numel()
         or any(base is t or base is t._base for t in tensors_in(inputs))
     ):
-        tensor.register_hook(at_tensor)
+        _register(tensor, node, at_tensor)
         return None
     view = _View(receiver, signal, tensor, base)
     tensor.register_hook(functools.partial(_at_view, view))
     base.register_hook(functools.partial(_at_base, view))
     return None
+
+
+def _register(
+    tensor: torch.Tensor, node: Any, hook: Callable[[torch.Tensor | None], None]
+) -> None:
+    """``tensor.register_hook(hook)`` without a handle, whose import and making are most of what that takes."""
+    if type(tensor) is torch.Tensor and tensor._backward_hooks is None:
+        hooks: Any = OrderedDict()
+        tensor._backward_hooks = hooks
+        node._register_hook_dict(tensor)
+        hooks[hook] = hook
+    else:
+        tensor.register_hook(hook)
 
 
 class _View:

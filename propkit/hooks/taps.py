@@ -43,7 +43,7 @@ class Taps:
             (part, Hook(functools.partial(self._part_begins, f"{name}.")))
             for name, part in _parts(model)
         ]
-        self._inside = False  # the model's own forward
+        self.inside = False  # the model's own forward
         self._parts_alone = True  # parts may be called by themselves
         self._begun: dict[str, int] = {}  # depth at which a part was called first
         self._depth_hooks = [
@@ -134,8 +134,8 @@ class Taps:
         return probe in self._active and probe not in self.disabled
 
     def expect_parts(self) -> None:
-        """A site is called; if that is not in the model's forward, a part is called by itself: notice its begin."""
-        if not (self._inside or self._parts_alone):
+        """A site is called outside the model's forward, so a part is called by itself: notice its begin."""
+        if not self._parts_alone:
             self._parts_alone = True
             if not self.compiled.traced:
                 self._put_in(self._active)
@@ -202,7 +202,7 @@ class Taps:
     def _forward_begins(self, *_: Any) -> None:
         if backward_pass() != -1:
             return
-        self._inside = True
+        self.inside = True
         self.origin = TRAINING if torch.is_grad_enabled() else EVALUATION
         self.depth = 0
         self.compiled.numbering.restart()
@@ -211,11 +211,11 @@ class Taps:
 
     def _forward_ends(self, *_: Any) -> None:
         if backward_pass() == -1:
-            self._inside = False
+            self.inside = False
 
     def _part_begins(self, prefix: str, *_: Any) -> None:
         """A part of the model is called by itself, not by the model's forward: that is a forward of the part."""
-        if self._inside or backward_pass() != -1:
+        if self.inside or backward_pass() != -1:
             return
         self.origin = TRAINING if torch.is_grad_enabled() else EVALUATION
         self.depth = self._begun.setdefault(prefix, self.depth)

@@ -38,28 +38,27 @@ class Statistics(NamedTuple):
 
 
 def can_fuse(x: torch.Tensor) -> bool:
-    """Whether the functions here take `x`, and are faster than PyTorch."""
-    return (
-        x.dtype == torch.float32
-        and x.is_cpu
-        and (x.numel() <= _SMALL or torch.get_num_threads() <= _FEW_THREADS)
-        and _kernels() is not None
-    )
+    """Whether `fused_statistics` and `fused_zero_units` take `x`, and are faster than PyTorch."""
+    return x.dtype == torch.float32 and x.is_cpu and _kernels_for(x.numel()) is not None
 
 
-def fused_square_sum(flat: torch.Tensor) -> float:
-    """Sum of squares of `flat`: (n,), contiguous, one that `can_fuse`.
+def fused_square_sum(x: torch.Tensor) -> float | None:
+    """Sum of squares of `x`, float32 on the CPU; None where it takes PyTorch.
 
     Squares that float32 does not hold (of values below 1e-19 or above 1e19) are lost.
     """
-    total: float = _kernels().square_sum(flat.data_ptr(), flat.numel())  # type: ignore[union-attr]
+    n = x.numel()
+    kernels = _kernels_for(n)
+    if kernels is None or not (x.is_contiguous() or is_dense(x)):
+        return None
+    total: float = kernels.square_sum(x.data_ptr(), n)
     return total
 
 
-def fused_statistics(flat: torch.Tensor) -> Statistics:
-    """Statistics of `flat`: (n,), contiguous, one that `can_fuse`. The sums are NaN where a value is."""
-    found, address = (ctypes.c_double * 5)(), flat.data_ptr()
-    _kernels().statistics(address, address, found, flat.numel())  # type: ignore[union-attr]
+def fused_statistics(x: torch.Tensor) -> Statistics:
+    """Statistics of `x`, one that `can_fuse`, in one stretch of memory; the sums are NaN where a value is."""
+    found, address = (ctypes.c_double * 5)(), x.data_ptr()
+    _kernels().statistics(address, address, found, x.numel())  # type: ignore[union-attr]
     return Statistics(*found)
 
 
@@ -79,6 +78,23 @@ def fused_zero_units(x: torch.Tensor, unit: int) -> int | None:
     inner = x.numel() // (outer * units)
     zero: int = _kernels().zero_units(x.data_ptr(), outer, units, inner)  # type: ignore[union-attr]
     return zero
+
+
+def is_dense(x: torch.Tensor) -> bool:
+    """Whether the elements of `x` fill one stretch of memory, each once."""
+    expected = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def _kernels_for(n: int) -> ModuleType | None:
+    """The loops, if they are there and the fastest for so many elements."""
+    few = n <= _SMALL or torch.get_num_threads() <= _FEW_THREADS
+    return _kernels() if few else None
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from propkit.probes._fused import can_fuse, fused_square_sum
+from propkit.probes._fused import fused_square_sum, is_dense
 
 T = TypeVar("T", float, torch.Tensor)
 
@@ -77,11 +77,11 @@ def _remembered(x: torch.Tensor, reduce: Callable[[torch.Tensor], T]) -> T:
 def _squares_on_cpu(x: torch.Tensor) -> float:
     """Sum of squares, as a number."""
     if x.dtype == torch.float32 or x.dtype == torch.float64:
-        flat = in_memory_order(x)
-        if can_fuse(flat):
-            total = fused_square_sum(flat)
+        known = fused_square_sum(x) if x.dtype == torch.float32 else None
+        if known is not None:
+            total = known
         else:
-            total = 0.0
+            total, flat = 0.0, in_memory_order(x)
             for part in (flat,) if len(flat) <= _DOT else flat.split(_DOT):
                 total += torch.dot(part, part).item()
         if x.dtype == torch.float64:
@@ -128,7 +128,7 @@ def in_memory_order(x: torch.Tensor) -> torch.Tensor:
     """The elements of `x`, flat, in any order; no copy of a dense tensor."""
     if x.is_contiguous():
         return x.view(-1)
-    if _is_dense(x):  # channels_last, transposed
+    if is_dense(x):  # channels_last, transposed
         return x.as_strided((x.numel(),), (1,))
     return x.reshape(-1)
 
@@ -144,14 +144,3 @@ def _blocks(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     flat = x.reshape(-1) if torch.compiler.is_compiling() else in_memory_order(x)
     whole = len(flat) // _BLOCK
     return flat[: whole * _BLOCK].view(whole, _BLOCK), flat[whole * _BLOCK :]
-
-
-def _is_dense(x: torch.Tensor) -> bool:
-    """Whether the elements of `x` fill one stretch of memory, each once."""
-    expected = 1
-    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True

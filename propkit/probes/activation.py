@@ -93,7 +93,7 @@ def _fused(output: torch.Tensor, unit: int) -> dict[str, float | torch.Tensor] |
     if dead is None:
         return None
     n = output.numel()
-    sums = fused_statistics(in_memory_order(output))
+    sums = fused_statistics(output)  # in one stretch of memory, or it had no dead units
     if sums.nonzero and not SMALLEST < sums.squares < LARGEST:  # lost in float32, or NaN
         return None
     return {

@@ -48,6 +48,7 @@ class Recorder:
         self.steps = first
         self._strict = strict
         self._outbox = outbox
+        self._log = outbox.curves.add
         self._layout = layout
         self._schedules = dict(schedules)
         self._own_schedule = frozenset(own_schedule)
@@ -100,14 +101,14 @@ class Recorder:
             step: Step that the values belong to. By default the step under way if `log` is called before
                 ``optimizer.step()``, or the one just completed if it is called after; the first call decides
                 which of the two the loop does.
-            **scalars: Numbers or tensors of one element, such as ``loss=loss``.
+            **scalars: Numbers or tensors of one element, such as ``loss=loss``: as they are now, without their graph.
 
         Raises:
             TypeError: A value is neither a number nor a tensor of one element.
             ValueError: `step` lies before one that is written already.
         """
         if not self._detached:
-            self._outbox.curves.add(self.steps, step, scalars)
+            self._log(self.steps, step, scalars)
 
     def end_step(self) -> None:
         """End a step; called after each optimiser step that was found."""
@@ -129,6 +130,7 @@ class Recorder:
                     "the one that is trained, and no copy of it, nor a function compiled before it was attached?"
                 )
         wide = not self._active.isdisjoint(self._wide)
+        self._loss_scale.look()  # steps that a scaler skips count, whatever is measured
         self.steps += 1
         self._stepped = True
         self._overhead.lap(kind_of(self._active, self._own_schedule), began)

@@ -1,0 +1,100 @@
+"""When weights are measured: before they change, and where nothing else has to be fetched into the caches for it."""
+
+import pytest
+import torch
+from torch import nn
+
+import propkit
+
+
+def _case() -> tuple[nn.Sequential, torch.Tensor]:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)), torch.randn(8, 4)
+
+
+def _norms(model: nn.Sequential) -> list[float]:
+    return [float(torch.linalg.matrix_norm(model[i].weight.detach().double())) for i in (0, 2)]
+
+
+def _recorded(recorder: propkit.Recorder) -> list[list[float]]:
+    return recorder.run["weight"]["norm"].values.tolist()
+
+
+def test_before_the_optimizer_steps_and_not_in_the_forward() -> None:
+    model, x = _case()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    seen = []
+
+    @propkit.probe
+    def grown(weight):
+        """Whether the gradient is there by now."""
+        seen.append(model[0].weight.grad is not None)
+        return weight.norm()
+
+    expected = []
+    with propkit.attach(model, probes=[grown, "weight"]) as recorder:
+        for _ in range(3):
+            optimizer.zero_grad()
+            for part in x.split(4):
+                model(part).square().mean().backward()
+            expected.append(_norms(model))
+            optimizer.step()
+    assert seen == [True] * 6  # once per layer and step
+    torch.testing.assert_close(_recorded(recorder), expected)
+    assert (recorder.run["weight"]["update_ratio"].values > 0).all()
+
+
+def test_a_closure_that_runs_in_the_step() -> None:
+    model, x = _case()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    expected = []
+    with propkit.attach(model, probes="weight") as recorder:
+        for _ in range(2):
+            expected.append(_norms(model))
+            optimizer.step(closure)
+    torch.testing.assert_close(_recorded(recorder), expected)
+
+
+def test_a_step_that_is_skipped_has_its_weights() -> None:
+    model, x = _case()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    expected = []
+    with propkit.attach(model, probes="weight") as recorder:
+        for step in range(4):
+            optimizer.zero_grad()
+            loss = model(x).square().mean() * (float("inf") if step == 1 else 1)
+            scaler.scale(loss).backward()
+            expected.append(_norms(model))
+            scaler.step(optimizer)
+            scaler.update()
+    torch.testing.assert_close(_recorded(recorder), expected)
+    assert expected[1] == expected[2]
+
+
+@pytest.mark.parametrize("idle_optimizer", [False, True])
+def test_weights_that_are_changed_by_hand(idle_optimizer: bool) -> None:
+    """An optimiser that is there but unused is found out in the first step, which has the weights after the change."""
+    model, x = _case()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5) if idle_optimizer else None
+    expected = []
+    with propkit.attach(model, probes="weight") as recorder:
+        for _ in range(3):
+            expected.append(_norms(model))
+            model(x).square().mean().backward()
+            with torch.no_grad():
+                for p in model.parameters():
+                    p -= 0.5 * p.grad
+                    p.grad = None
+            recorder.step()
+    del optimizer
+    found = _recorded(recorder)
+    torch.testing.assert_close(found[1:], expected[1:])
+    torch.testing.assert_close(found[0], expected[1 if idle_optimizer else 0])
