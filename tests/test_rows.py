@@ -1,5 +1,10 @@
 """Combining the values of a step, against loops in NumPy."""
 
+import gc
+import threading
+import types
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +13,8 @@ from hypothesis import strategies as st
 
 from propkit.hooks.taps import EVALUATION, NEUTRAL, TRAINING
 from propkit.recording.curves import Curves
-from propkit.recording.rows import Observation, combine, make_row, scalars_to_host, to_host
+from propkit.recording.rows import Observation, Values, combine, make_row, scalars_to_host, to_host
+from propkit.store import pauses
 
 RULES = ["mean", "sum", "norm", "max", "min"]
 VALUES = st.lists(
@@ -16,36 +22,58 @@ VALUES = st.lists(
 )
 
 
-@given(VALUES, st.lists(st.sampled_from(RULES), min_size=6, max_size=6))
-def test_combine_equals_a_loop(values, rules) -> None:
-    slots = np.array([v[0] for v in values], dtype=np.int64)
-    numbers = np.array([v[1] for v in values])
-    numbers = np.array(
-        [abs(n) if rules[s] == "norm" else n for s, n in zip(slots, numbers, strict=True)]
-    )
-    weights = np.array([v[2] for v in values], dtype=float)
-    found = combine(slots, numbers, weights, rules)
-    for slot, rule in enumerate(rules):
-        here = numbers[slots == slot]
-        if not len(here):
-            assert np.isnan(found[slot])
-            continue
-        expected = {
-            "mean": lambda v: np.average(v, weights=weights[slots == slot]),  # noqa: B023
-            "sum": np.sum,
-            "norm": np.linalg.norm,
-            "max": np.max,
-            "min": np.min,
-        }[rule](here)
-        np.testing.assert_allclose(found[slot], expected, rtol=1e-12, atol=1e-12)
+@given(
+    st.lists(VALUES, max_size=4),
+    st.lists(st.sampled_from(RULES), min_size=6, max_size=6),
+)
+def test_combine_equals_a_loop(rows, rules) -> None:
+    made = []
+    for step, values in enumerate(rows):
+        slots = np.array([v[0] for v in values], dtype=np.int64)
+        numbers = np.array(
+            [abs(v[1]) if rules[v[0]] == "norm" else v[1] for v in values], dtype=float
+        )
+        made.append(Values(step, slots, numbers, np.array([v[2] for v in values], dtype=float)))
+    combined = combine(made, rules)
+    assert combined.shape == (len(rows), len(rules))
+    for (_, slots, numbers, weights, _), found in zip(made, combined, strict=True):
+        for slot, rule in enumerate(rules):
+            here, own = numbers[slots == slot], weights[slots == slot]
+            if not len(here):
+                assert np.isnan(found[slot])
+                continue
+            if len(here) == 1:
+                assert found[slot] == here[0]
+                continue
+            expected = {
+                "mean": lambda v: np.average(v, weights=own),  # noqa: B023
+                "sum": np.sum,
+                "norm": np.linalg.norm,
+                "max": np.max,
+                "min": np.min,
+            }[rule](here)
+            np.testing.assert_allclose(found[slot], expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_nan_and_inf_carry_through(rule) -> None:
     slots = np.array([0, 0, 1, 1])
-    found = combine(slots, np.array([1.0, np.nan, np.inf, 1.0]), np.ones(4), [rule, rule])
+    row = Values(0, slots, np.array([1.0, np.nan, np.inf, 1.0]), np.ones(4))
+    (found,) = combine([row], [rule, rule])
     assert np.isnan(found[0])
     assert found[1] == (1.0 if rule == "min" else np.inf)
+
+
+@pytest.mark.parametrize("rule", ["mean", "sum", "norm", "max", "min"])
+def test_an_empty_signal_counts_only_where_there_is_no_other(rule) -> None:
+    """As of an expert that got no token in one of two micro-batches."""
+    nan = float("nan")
+    row = Values(
+        0, np.array([0, 0, 1, 1]), np.array([nan, 3.0, nan, nan]), np.array([0.0, 4, 0, 0])
+    )
+    found = combine([row], [rule, rule])
+    assert found[0, 0] == 3
+    assert np.isnan(found[0, 1])
 
 
 def test_rows_keep_training_values_and_drop_evaluation() -> None:
@@ -118,3 +146,91 @@ def test_names_that_no_variable_can_have_are_refused_at_once() -> None:
 def test_only_scalars_are_logged(value) -> None:
     with pytest.raises(TypeError, match=r"log\(loss=...\): expected a number"):
         Curves().add(0, None, {"loss": value})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.tensor(0.1),
+        torch.tensor([[0.1]]),
+        torch.tensor(0.1, dtype=torch.bfloat16),
+        torch.tensor(1e-300, dtype=torch.float64),
+        torch.tensor(2**40 + 1),
+        torch.tensor(True),
+        torch.nn.Parameter(torch.tensor(0.1)),
+        np.float32(0.1),
+        np.int64(7),
+        float("inf"),
+        True,
+    ],
+)
+def test_a_logged_value_is_exact(value) -> None:
+    curves = Curves()
+    for step in range(2):  # the first time, and when the name is known
+        curves.add(step, step, {"loss": value})
+    expected = value.double().item() if isinstance(value, torch.Tensor) else float(value)
+    assert curves.take(None)[0].columns()["loss"].tolist() == [expected] * 2
+
+
+def test_logging_keeps_neither_the_tensor_nor_its_graph() -> None:
+    curves = Curves()
+    for step, kind in enumerate((lambda t: t, torch.nn.Parameter, lambda t: t[None])):
+        leaf = torch.tensor(2.0, requires_grad=True)
+        loss = kind(leaf * 3)
+        kept = weakref.ref(loss), weakref.ref(leaf)
+        curves.add(step, step, {"loss": loss})
+        del leaf, loss
+        gc.collect()
+        assert [reference() for reference in kept] == [None, None]
+    assert curves.take(None)[0].columns()["loss"].tolist() == [6.0, 6.0, 6.0]
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that is not taken for one in this machine's memory: it is copied where it is."""
+
+
+def test_a_tensor_on_a_device_is_copied_there() -> None:
+    curves = Curves()
+    loss = torch.tensor(2.0).as_subclass(Elsewhere)
+    curves.add(0, 0, {"loss": loss})
+    loss *= 10
+    curves.add(1, 1, {"loss": torch.zeros((), device="meta", requires_grad=True)})
+    first, second = curves.take(None)[0].curves
+    assert isinstance(first["loss"], torch.Tensor)
+    assert float(first["loss"]) == 2.0
+    assert second["loss"].device.type == "meta"
+    assert not second["loss"].requires_grad
+
+
+@pytest.mark.parametrize("value", [torch.tensor(1j), torch.zeros(0), torch.zeros(3, 1), 1j])
+def test_what_is_no_number_is_refused_each_time(value) -> None:
+    curves = Curves()
+    curves.add(0, 0, {"loss": 1.0})
+    with pytest.raises(TypeError, match=r"log\(loss=...\): expected a number"):
+        curves.add(1, 1, {"loss": value})
+    assert _steps(curves) == [0]
+
+
+def test_only_a_thread_in_the_background_pauses(monkeypatch) -> None:
+    slept, times = [], iter([0.0, 1e-5, 1.0, 1.0, 1.00001])
+    monkeypatch.setattr(
+        pauses,
+        "time",
+        types.SimpleNamespace(sleep=slept.append, perf_counter=lambda: next(times)),
+    )
+    pauses.pause()
+    assert not slept
+
+    def work() -> None:
+        pauses.in_background()
+        pauses.pause()  # too soon
+        assert not slept
+        pauses.pause()
+        pauses.pause()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert slept == [pauses.PAUSE]
+    pauses.pause()
+    assert slept == [pauses.PAUSE]

@@ -4,6 +4,8 @@ import queue
 import threading
 from collections.abc import Callable
 
+from propkit.store.pauses import in_background
+
 Job = Callable[[], None]
 
 
@@ -34,6 +36,7 @@ class Worker:
             self._thread.join()
 
     def _run(self) -> None:
+        in_background()
         while True:
             job = self._jobs.get()
             try:

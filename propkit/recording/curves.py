@@ -1,6 +1,6 @@
 """Training curves: scalars that the user logs, kept on their device until the next flush."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -37,12 +37,17 @@ class Curves:
     def __init__(self, first: int = 0, names: Iterable[str] = ()) -> None:
         self._open: dict[int, dict[str, float | torch.Tensor]] = {}
         self._names: dict[str, None] = dict.fromkeys(names)
-        self._logs_before_step: bool | None = None
+        self._checked = set(self._names)
+        self._behind: int | None = None  # how many steps are completed when a step's values come
         self._first = first
         self._written = first - 1
 
-    def add(self, completed: int, step: int | None, scalars: Mapping[str, object]) -> None:
-        """Keep `scalars` for `step`.
+    def add(
+        self, completed: int, step: int | None, scalars: dict[str, float | torch.Tensor]
+    ) -> None:
+        """Keep `scalars` for `step`, with the values that they have now; the dict is kept too.
+
+        The caches are cold when a training step has ended, and each line counts: about 20 us for one 0-d tensor.
 
         Args:
             completed: Number of optimiser steps completed by now.
@@ -54,16 +59,30 @@ class Curves:
             TypeError: A value is neither.
             ValueError: The step is written already, or a name cannot name a variable.
         """
-        values = {name: _scalar(name, value) for name, value in scalars.items()}
+        checked = self._checked
+        for name, value in scalars.items():
+            number: object = value
+            if type(value) is torch.Tensor and value.is_cpu:
+                # Unlike `item` and `clone` it keeps the interpreter's lock, which the writing thread may wait for.
+                number = value.tolist()
+            if type(number) is float and name in checked:
+                scalars[name] = number
+            else:
+                scalars[name] = _scalar(name, value)
+                checked.add(name)
         if step is None:
-            if self._logs_before_step is None:
-                self._logs_before_step = completed == self._first
-            step = max(completed - (not self._logs_before_step), self._first)
-        if step <= self._written:
+            if self._behind is None:
+                self._behind = int(completed != self._first)
+            step = max(completed - self._behind, self._first)
+        row = self._open.get(step)
+        if row is not None:
+            row.update(scalars)
+        elif step > self._written:
+            self._open[step] = scalars
+        else:
             raise ValueError(
                 f"log(step={step}): the steps up to {self._written} are written already; log in the order of steps"
             )
-        self._open.setdefault(step, {}).update(values)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -87,13 +106,15 @@ def _scalar(name: str, value: object) -> float | torch.Tensor:
             f"log({name!r}): a name is a variable of the run, so it has no '/' and no leading '.' or '__'; "
             f"write {name.strip('._').replace('/', '.')!r}"
         )
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
-        value = value.detach() if value.ndim == 0 else value.detach().reshape(())
+    if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex():
+        value = value.detach().reshape(())
+        if type(value) is torch.Tensor and value.is_cpu:
+            return float(value.item())
         return value.clone()  # the loop may go on changing its tensor
     if isinstance(value, (int, float, np.integer, np.floating)):
         return float(value)
     shape = (
-        f"a tensor of shape {tuple(value.shape)}"
+        f"a tensor of shape {tuple(value.shape)}, {value.dtype}"
         if isinstance(value, torch.Tensor)
         else repr(value)[:60]
     )

@@ -19,9 +19,13 @@ from propkit.recording.rows import (
     rows_to_host,
 )
 from propkit.schema import LOG, Group
+from propkit.store.pauses import pause
 
 if TYPE_CHECKING:
     from propkit.store.protocol import Writer
+
+_AT_ONCE = 1 << 13
+"""Values that are combined at once: the training waits for the interpreter's lock meanwhile."""
 
 
 def write_flush(
@@ -52,6 +56,7 @@ def write_flush(
     """
     for event in ready:
         event.synchronize()
+    pause()
     values = rows_to_host(rows)
     if ranks is not None:
         everyone = ranks.gather(Shares(plan.keys, values))
@@ -61,13 +66,16 @@ def write_flush(
         values = join(everyone, plan.keys)
     for group in groups:
         writer.define(group)
+        pause()
     health.look(plan.keys, values)
     if values:
         for slot, length in append_rows(writer, plan, values):
             health.unequal(plan.keys[slot], plan.length(slot), length)
     if curves.steps:
         writer.append(LOG, np.array(curves.steps, dtype=np.int64), curves.columns())
+    pause()
     writer.update(**attributes, not_finite=dict(health.first))
+    pause()
     writer.commit()
 
 
@@ -77,21 +85,27 @@ def append_rows(writer: "Writer", plan: Plan, rows: Sequence[Values]) -> list[tu
     Returns:
         Slot and length of the spectra that do not fit their columns, as another rank's may, and were left out.
     """
-    combined = np.full((len(rows), len(plan.reductions)), np.nan)
+    size = len(plan.reductions)
+    combined, there = np.empty((len(rows), size)), np.zeros((len(rows), size), bool)
+    at_once = max(1, _AT_ONCE // max(1, size))
+    for start in range(0, len(rows), at_once):
+        part = rows[start : start + at_once]
+        combined[start : start + at_once] = combine(part, plan.reductions)
+        pause()
     spectra: list[dict[int, AnyFloats]] = []
     unequal: list[tuple[int, int]] = []
-    present: dict[str, list[int]] = {group: [] for group in plan.groups}
-    group_of = {slot: group for group, slots in plan.slots.items() for slot in slots}
     for i, row in enumerate(rows):
-        combined[i] = combine(row.slots, row.values, row.weights, plan.reductions)
+        there[i, row.slots] = True
         fit, unfit = fitting(plan, row.spectra)
         unequal += [(s.slot, len(s.values)) for s in unfit]
         spectra.append(combine_spectra(fit, plan.reductions))
-        for group in {group_of.get(slot) for slot in (*row.slots.tolist(), *spectra[-1])} - {None}:
-            present[str(group)].append(i)
+        there[i, list(spectra[-1])] = True
+        pause()
     steps = np.array([row.step for row in rows], dtype=np.int64)
-    for group, keep in present.items():
-        if keep:  # a probe with a schedule of its own has no row in the other steps
+    for group, slots in plan.slots.items():
+        keep = np.flatnonzero(there[:, list(slots)].any(1))
+        if len(keep):  # a probe with a schedule of its own has no row in the other steps
             table = plan.table(group, combined[keep], [spectra[i] for i in keep])
             writer.append(group, steps[keep], table)
+            pause()
     return unequal

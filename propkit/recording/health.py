@@ -6,6 +6,7 @@ import numpy as np
 
 from propkit.hooks.taps import Key
 from propkit.recording.rows import AnyFloats, Values
+from propkit.store.pauses import pause
 
 
 class Health:
@@ -27,20 +28,24 @@ class Health:
         """Look at the values of some rows."""
         something: set[str] = set()
         nothing: set[str] = set()
+        found, missing = (np.zeros(len(keys), bool) for _ in range(2))
         for row in rows:
-            finite = np.isfinite(row.values)
-            for slot in np.unique(row.slots[~finite]).tolist():
-                self._flag(row.step, keys[slot], row.values[row.slots == slot])
-            something.update(
-                keys[slot].probe for slot in np.unique(row.slots[~np.isnan(row.values)])
-            )
-            nothing.update(keys[slot].probe for slot in np.unique(row.slots[np.isnan(row.values)]))
+            nan = np.isnan(row.values)
+            missing[row.slots[nan]] = True
+            found[row.slots[~nan]] = True
+            if nan.any() or np.isinf(row.values).any():
+                self._flag_slots(row, keys)
             for spectrum in row.spectra:
                 key, values = keys[spectrum.slot], spectrum.values
                 if not np.isfinite(values).all():
                     self._flag(row.step, key, values)
                 if len(values):
                     (nothing if np.isnan(values).all() else something).add(key.probe)
+            pause()
+        if not (nothing or missing.any()):
+            return
+        something.update(keys[slot].probe for slot in np.flatnonzero(found).tolist())
+        nothing.update(keys[slot].probe for slot in np.flatnonzero(missing).tolist())
         if something:
             for probe in nothing - something:
                 self.faults[probe] = "it gave nothing but NaN where other probes gave finite values"
@@ -51,6 +56,12 @@ class Health:
             f"expected {expected} values of {key.variable!r} at {key.site}, found {found} on another rank: the "
             "number must be the same on all ranks"
         )
+
+    def _flag_slots(self, row: Values, keys: Sequence[Key]) -> None:
+        """Flag the first slot of each probe that holds a value which is not finite."""
+        for slot in np.unique(row.slots[~np.isfinite(row.values)]).tolist():
+            if keys[slot].probe not in self.first:
+                self._flag(row.step, keys[slot], row.values[row.slots == slot])
 
     def _flag(self, step: int, key: Key, values: AnyFloats) -> None:
         if key.probe not in self.first:

@@ -33,7 +33,7 @@ class Layout:
         """Give the columns that the groups of a run have, to continue it; `check_same` has found that they fit."""
         for group in groups:
             calls = [call_of(str(name), self._sites) for name in group.coords[SITE]]
-            order = {c: i for i, c in enumerate(group.attributes.get(SITE_ORDER) or [])}  # type: ignore[arg-type, var-annotated]
+            order = {c: i for i, c in enumerate(group.attributes.get(SITE_ORDER) or [])}  # type: ignore[arg-type, var-annotated]  # JSON
             self._groups[group.name] = group
             self._columns[group.name] = {call: i for i, call in enumerate(calls)}
             for i, call in enumerate(calls):

@@ -1,5 +1,6 @@
 """Where a recording goes: a new run in memory or in a store, or one that is continued."""
 
+import importlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -109,6 +110,9 @@ class Target:
         from propkit.store import run as stores
         from propkit.store.writer import ZarrWriter
 
+        importlib.import_module(
+            "zarr"
+        )  # 0.1 s, for which the first flush would hold up the training
         writer = ZarrWriter.create(self.store, attributes, self.overwrite, self.durable)
         return Opened(writer, lambda: stores.open(writer.path), BEGINNING)
 

@@ -1,14 +1,17 @@
 """Where the values of a flush go: a layout at one moment, for the thread that writes."""
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from propkit.hooks.taps import Key
 from propkit.probe import Reduction
-from propkit.recording.rows import AnyFloats, Floats, Spectrum
+from propkit.recording.rows import AnyFloats, Floats, Ints, Spectrum
 from propkit.schema import Group
+from propkit.store.pauses import pause
 
 
 class Target(NamedTuple):
@@ -18,7 +21,8 @@ class Target(NamedTuple):
     where: int | slice
 
 
-class Plan(NamedTuple):
+@dataclass(frozen=True)
+class Plan:
     """A `Layout` at one moment.
 
     Attributes:
@@ -64,15 +68,31 @@ class Plan(NamedTuple):
             v.name: np.full((len(combined), *described.row(v)), np.nan, v.dtype)
             for v in described.variables
         }
-        own = {v.name for v in described.variables if v.dim}
-        for slot, (variable, where) in self.slots[group].items():
-            if variable not in own:
-                table[variable][:, where] = combined[:, slot]
-                continue
-            for i, row in enumerate(spectra):
-                if slot in row:
-                    table[variable][i, where] = row[slot]
+        for variable, (slots, columns) in self.numbers[group].items():
+            table[variable][:, columns] = combined[:, slots]
+            pause()
+        for i, row in enumerate(spectra):
+            for slot, values in row.items():
+                if slot in self.slots[group]:
+                    variable, where = self.slots[group][slot]
+                    table[variable][i, where] = values
+            pause()
         return table
+
+    @functools.cached_property
+    def numbers(self) -> dict[str, dict[str, tuple[Ints, Ints]]]:
+        """Group -> variable without a dimension of its own -> the slots that it has and their columns."""
+        found: dict[str, dict[str, tuple[Ints, Ints]]] = {}
+        for name, slots in self.slots.items():
+            pairs: dict[str, list[tuple[int, int]]] = {
+                v.name: [] for v in self.groups[name].variables if not v.dim
+            }
+            for slot, (variable, where) in slots.items():
+                if variable in pairs and isinstance(where, int):
+                    pairs[variable].append((slot, where))
+            arrays = {n: np.array(p, np.int64).reshape(-1, 2).T for n, p in pairs.items()}
+            found[name] = {n: (array[0], array[1]) for n, array in arrays.items()}
+        return found
 
 
 def fitting(

@@ -9,6 +9,7 @@ import torch
 
 from propkit.hooks.taps import EVALUATION, TRAINING
 from propkit.probe import Reduction
+from propkit.store.pauses import pause
 
 Floats = npt.NDArray[np.float64]
 AnyFloats = npt.NDArray[np.floating[Any]]
@@ -135,17 +136,17 @@ def events(rows: Sequence[Row]) -> list[torch.cuda.Event]:
 def rows_to_host(rows: Sequence[Row]) -> list[Values]:
     """The values of all rows in host memory, by one transfer per device and dtype."""
     parts = iter(to_host([v for row in rows for v in (*row.vectors, *row.counted)]))
+    pause()
     spectra = iter(_spectra_to_host([s for row in rows for s in row.spectra]))
-    return [
-        Values(
-            row.step,
-            row.slots,
-            np.concatenate([np.empty(0), *(next(parts) for _ in row.vectors)]),
-            _complete(row.weights, [next(parts) for _ in row.counted]),
-            tuple(next(spectra) for _ in row.spectra),
-        )
-        for row in rows
-    ]
+    values = []
+    for row in rows:
+        here = [next(parts) for _ in row.vectors]
+        numbers = here[0] if len(here) == 1 else np.concatenate([np.empty(0), *here])
+        weights = _complete(row.weights, [next(parts) for _ in row.counted])
+        own = tuple(next(spectra) for _ in row.spectra)
+        values.append(Values(row.step, row.slots, numbers, weights, own))
+        pause()
+    return values
 
 
 def _complete(weights: Floats, counted: Sequence[Floats]) -> Floats:
@@ -176,47 +177,64 @@ def to_host(vectors: Sequence[torch.Tensor]) -> list[Floats]:
     result: list[Floats] = [np.empty(0)] * len(vectors)
     for indices in by_device.values():
         joined = torch.cat([vectors[i] for i in indices]).to("cpu", torch.float64).numpy()
-        ends = np.cumsum([len(vectors[i]) for i in indices])
-        for i, part in zip(indices, np.split(joined, ends[:-1]), strict=True):
-            result[i] = part
+        start = 0
+        for i in indices:
+            stop = start + len(vectors[i])
+            result[i] = joined[start:stop]
+            start = stop
     return result
 
 
-def combine(
-    slots: Ints, values: Floats, weights: Floats, reductions: Sequence[Reduction]
-) -> Floats:
-    """Combine the values of each slot by its reduction.
+def combine(rows: Sequence[Values], reductions: Sequence[Reduction]) -> Floats:
+    """Combine the values of each slot in each row by the slot's reduction.
 
     Args:
-        slots: (V,) slot of each value.
-        values: (V,).
-        weights: (V,) weight of each value in a mean.
+        rows: R rows.
         reductions: (S,) rule of each slot.
 
     Returns:
-        (S,), NaN where a slot has no value. NaN and inf among the values carry through.
+        (R, S), NaN where a slot has no value. NaN and inf among the values carry through, unless their weight is 0.
     """
-    size = len(reductions)
-    if len(np.unique(slots)) == len(slots):  # the common case: one call, one backward pass
-        result = np.full(size, np.nan)
-        result[slots] = values
-        return result
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        weight = np.bincount(slots, weights, size)
-        tables = {
-            "mean": np.bincount(slots, weights * values, size) / weight,
-            "sum": np.bincount(slots, values, size),
-            "norm": np.sqrt(np.bincount(slots, values * values, size)),
-        }
-        for name, ufunc, start in (("max", np.maximum, -np.inf), ("min", np.minimum, np.inf)):
-            tables[name] = np.full(size, start)
-            ufunc.at(tables[name], slots, values)
-    rules = np.array(reductions)
+    shape = len(rows), len(reductions)
+    size = shape[0] * shape[1]
+    values = np.concatenate([np.empty(0), *(row.values for row in rows)])
+    at = np.concatenate(
+        [np.empty(0, np.int64), *(row.slots + i * shape[1] for i, row in enumerate(rows))]
+    )
+    counts = np.bincount(at, minlength=size)
     result = np.full(size, np.nan)
-    for name, table in tables.items():
-        np.copyto(result, table, where=rules == name)
-    result[np.bincount(slots, minlength=size) == 0] = np.nan
-    return result
+    if not (counts > 1).any():  # the common case: one call, one backward pass
+        result[at] = values
+        return result.reshape(shape)
+    rules = np.array(reductions)
+    weights = np.concatenate([row.weights for row in rows])
+    if (
+        weights == 0
+    ).any():  # of an empty signal, as an expert's without tokens: others count instead
+        full = np.bincount(at, weights != 0, size)[at] > 0
+        kept = ~full | (weights != 0)
+        values, at, weights = values[kept], at[kept], weights[kept]
+        counts = np.bincount(at, minlength=size)
+
+    def extreme(ufunc: np.ufunc, start: float) -> Floats:
+        table = np.full(size, start)
+        ufunc.at(table, at, values)
+        return table
+
+    tables: dict[Reduction, Callable[[], Floats]] = {
+        "mean": lambda: np.bincount(at, weights * values, size) / np.bincount(at, weights, size),
+        "sum": lambda: np.bincount(at, values, size).astype(np.float64, copy=False),
+        "norm": lambda: np.sqrt(np.bincount(at, values * values, size)),
+        "max": lambda: extreme(np.maximum, -np.inf),
+        "min": lambda: extreme(np.minimum, np.inf),
+    }
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        for rule in set(reductions):
+            np.copyto(result.reshape(shape), tables[rule]().reshape(shape), where=rules == rule)
+    result[counts == 0] = np.nan
+    single = counts[at] == 1  # as it is
+    result[at[single]] = values[single]
+    return result.reshape(shape)
 
 
 def combine_spectra(

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from propkit.schema import STEP, Group
 from propkit.store.attributes import to_json
 from propkit.store.files import replace_file, write_at
+from propkit.store.pauses import pause
 from propkit.store.table import STEP_ATTRIBUTES, TEXT
 
 COMPACT = (",", ":")
@@ -201,6 +202,7 @@ def write_coordinates(path: Path, group: Group, before: Mapping[str, str]) -> di
         files = _encode(shape, (chunk,), dtype, None, (dim,), marks, values)
         for file, data in files.items():
             replace_file(path, path / key / file, data)
+        pause()
         fixed[key] = json.dumps(json.loads(files["zarr.json"]), separators=COMPACT)
     return fixed
 
@@ -239,6 +241,7 @@ def _create_array(
     del metadata["shape"]
     little = dtype.newbyteorder("<").str
     kept = json.dumps(metadata, separators=COMPACT)[1:]
+    pause()
     return GrowingArray(folder, little, row, period, columns, kept)
 
 

@@ -152,7 +152,7 @@ def _pattern(place: Path) -> str | None:
     """The pattern that a path stands for; None if it is the path of a run."""
     if place.exists():
         folder = place.is_dir() and not (place / "zarr.json").exists()
-        return os.path.join(glob.escape(str(place)), "*") if folder else None  # noqa: PTH118
+        return os.path.join(glob.escape(str(place)), "*") if folder else None  # noqa: PTH118 - a pattern
     return str(place) if glob.has_magic(str(place)) else None
 
 

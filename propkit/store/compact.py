@@ -54,8 +54,8 @@ def compact(path: str | os.PathLike[str], *, grace: float = GRACE) -> None:
     in the words of zarr; of 256 MiB at most). What is compact already stays as it is.
 
     Readers may go on while it happens. A dataset that propkit opened before and reads after says that the run was
-    compacted: ``run.refresh()`` gives it anew. One that xarray opened by itself on a run that was still being written
-    finds chunks missing, which mean NaN: open it again.
+    compacted: ``run.refresh()`` gives it anew. One that xarray opened by itself, and reads when the old chunks are gone
+    (`grace`), finds chunks missing, which mean NaN: open it again.
 
     Args:
         path: The store's directory.

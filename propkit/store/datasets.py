@@ -99,7 +99,7 @@ def dataset_of_store(
 
     nodes = root["consolidated_metadata"]["metadata"]
     stored = StoredGroup(store, nodes, group, held.variables, held.sizes)
-    dataset = xr.open_dataset(stored, engine=StoredGroups, chunks=chunks)  # type: ignore[arg-type]
+    dataset = xr.open_dataset(stored, engine=StoredGroups, chunks=chunks)  # type: ignore[arg-type]  # takes a class, too
     return _in_order(dataset)
 
 

@@ -6,6 +6,7 @@ from operator import add
 
 from propkit.schema import STEP
 from propkit.store.arrays import GrowingArray
+from propkit.store.pauses import pause
 from propkit.store.table import Table
 
 
@@ -39,6 +40,7 @@ class Entry:
             self.arrays[STEP].write(self.rows, new.step)
             for name, block in new.columns.items():
                 self.arrays[name].write(self.rows, block)
+                pause()
         return self.rows + len(new.step)
 
     def rolls(self, rows: int) -> bool:

@@ -35,7 +35,7 @@ def replace_file(store: Path, file: Path, data: str | bytes, durable: bool = Fal
             sync_path(file.parent)
     except OSError:
         with contextlib.suppress(OSError):
-            os.unlink(draft)  # noqa: PTH108
+            os.unlink(draft)  # noqa: PTH108 - beside os.open
         raise
 
 
@@ -45,7 +45,7 @@ def write_at(file: str, rows: npt.NDArray[np.generic], offset: int, size: int | 
     try:
         if size is not None and size != rows.nbytes:
             os.ftruncate(descriptor, size)
-        written = os.pwrite(descriptor, rows, offset)  # type: ignore[arg-type]
+        written = os.pwrite(descriptor, rows, offset)  # type: ignore[arg-type]  # any buffer
         while written < rows.nbytes:  # a disk that is nearly full takes a part
             written += os.pwrite(descriptor, rows.data.cast("B")[written:], offset + written)
     finally:

@@ -165,7 +165,7 @@ class Objects:
     @property
     def _inner(self) -> Any:
         """The store of obstore's."""
-        return self.store.store  # type: ignore[attr-defined]
+        return self.store.store  # type: ignore[attr-defined]  # obstore has it
 
     @staticmethod
     def _mode(tag: str | None) -> Any:

@@ -72,7 +72,7 @@ class StoredGroup(NamedTuple):
 class StoredGroups(BackendEntrypoint):
     """What makes datasets of them, for `xarray.open_dataset`."""
 
-    def open_dataset(  # type: ignore[override]
+    def open_dataset(  # type: ignore[override]  # as xarray documents it
         self,
         filename_or_obj: StoredGroup,
         *,

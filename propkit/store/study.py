@@ -134,7 +134,7 @@ class Study:
         kept = [predicate is None or bool(predicate(run)) for run in runs]
         for key, wanted in settings.items():
             several = isinstance(wanted, list | tuple | set | frozenset | range)
-            allowed = list(wanted) if several else [wanted]  # type: ignore[call-overload]
+            allowed = list(wanted) if several else [wanted]  # type: ignore[call-overload]  # a list gives a list
             values = list(self.runs) if key == "run" else settings_of(runs, key)
             kept = [k and v in allowed for k, v in zip(kept, values, strict=True)]
             if not any(kept):

@@ -28,7 +28,7 @@ def sync_since(store: Path, mark: int) -> None:
     """
     for folder, _, files in os.walk(store):
         for path in (*(os.path.join(folder, file) for file in files), folder):  # noqa: PTH118 - many files
-            if os.stat(path).st_mtime_ns >= mark:  # noqa: PTH116
+            if os.stat(path).st_mtime_ns >= mark:  # noqa: PTH116 - no Path per chunk
                 sync_path(path)
 
 

@@ -34,6 +34,7 @@ from propkit.store.attributes import birth, ending, stamp, texts, to_json
 from propkit.store.entry import Entry
 from propkit.store.files import replace_file
 from propkit.store.hold import check_free, is_at, put_in_place, release, take
+from propkit.store.pauses import pause
 from propkit.store.resume import LeftRun, cut
 from propkit.store.root import local
 from propkit.store.sync import sync_since
@@ -209,6 +210,7 @@ class ZarrWriter:
             if last or entry.rolls(totals[name]):
                 for array in entry.arrays.values():
                     replace_file(self.path, array.folder / "zarr.json", array.text(totals[name]))
+                    pause()
         if sync:
             sync_since(self.path, self._mark)
             self._durable_rows, self._synced = totals, time.monotonic()
@@ -217,7 +219,9 @@ class ZarrWriter:
         nodes = (entry.nodes(totals[name]) for name, entry in self._entries.items())
         root = self.path / "zarr.json"
         text = _root({**attributes, "commit": f'"commit": {json.dumps(commit)}'}, nodes)
+        pause()
         replace_file(self.path, root, text, durable=sync)
+        pause()
         # Only now has anything happened: a commit that failed above is simply tried again.
         self._seq += 1
         for name, entry in self._entries.items():
