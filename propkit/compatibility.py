@@ -115,7 +115,7 @@ class _Arrivals:
         key: Key,
         measurement: Measurement,
         value: float | torch.Tensor,  # noqa: ARG002 - the signature of `propkit.hooks.taps.Receiver`
-        weight: float | torch.Tensor,  # noqa: ARG002
+        weight: float | torch.Tensor,  # noqa: ARG002 - the receiver's signature
         origin: int,  # noqa: ARG002
     ) -> None:
         self.seen.add((key.site, key.probe, id(measurement)))

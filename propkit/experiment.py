@@ -158,7 +158,7 @@ def run_recipe(
         if overwrite and path is not None and "://" not in path and processes.first:
             checkpoint_of(path).unlink(missing_ok=True)  # of the run that is no more
         if checkpoint is not None:
-            checkpoint = replace(checkpoint, before_save=lambda steps: recorder.flush())  # noqa: ARG005
+            checkpoint = replace(checkpoint, before_save=lambda steps: recorder.flush())  # noqa: ARG005 - its signature
         log = _Log(recorder, model, data, device, recipe)
         result = train(
             model,

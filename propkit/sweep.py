@@ -54,7 +54,7 @@ def run_sweep(
     options: Sequence[str] = (),
     checkpoint_every: int = 1000,
     overwrite: bool = False,
-    report: Callable[[Result, int, int], None] = lambda result, done, count: None,  # noqa: ARG005
+    report: Callable[[Result, int, int], None] = lambda result, done, count: None,  # noqa: ARG005 - its signature
 ) -> list[Result]:
     """Run what is missing of a sweep.
 

@@ -49,7 +49,7 @@ def image_folder(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; {_LAYOUT}")
     try:
-        import PIL  # noqa: F401
+        import PIL  # noqa: F401 - is it there?
     except ImportError as error:
         raise ImportError(
             "a folder of images needs Pillow: pip install 'propkit[images]'"

@@ -55,7 +55,7 @@ class Derived:
             return function(**datasets, **arguments)
 
         own = [p.replace(kind=p.KEYWORD_ONLY) for p in parameters if p.name not in groups]
-        bound.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
+        bound.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]  # what help() shows
         return bound
 
     def _take(

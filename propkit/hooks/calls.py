@@ -121,7 +121,7 @@ class SiteTap:
         except Exception as error:  # the training goes on
             self.taps.receiver.broken(error)
 
-    def _after_forward(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:  # noqa: ARG002
+    def _after_forward(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:  # noqa: ARG002 - a hook
         if self.taps.idle:
             return
         try:

@@ -98,9 +98,7 @@ def on_gradient(
     return None
 
 
-def _register(
-    tensor: torch.Tensor, node: Any, hook: Callable[[torch.Tensor | None], None]
-) -> None:
+def _register(tensor: torch.Tensor, node: Any, hook: Callable[[torch.Tensor | None], None]) -> None:
     """``tensor.register_hook(hook)`` without a handle, whose import and making are most of what that takes."""
     if type(tensor) is torch.Tensor and tensor._backward_hooks is None:
         hooks: Any = OrderedDict()

@@ -184,10 +184,10 @@ class Taps:
                 self._root_ends, always_call=True
             )
             for m, h in self._part_hooks if self._parts_alone else ():
-                wanted[h] = lambda m=m, h=h: m.register_forward_pre_hook(h)  # type: ignore[misc]
+                wanted[h] = lambda m=m, h=h: m.register_forward_pre_hook(h)  # type: ignore[misc]  # bound now
             if self.discovering:
                 for m, h in self._depth_hooks:
-                    wanted[h] = lambda m=m, h=h: m.register_forward_hook(h)  # type: ignore[misc]
+                    wanted[h] = lambda m=m, h=h: m.register_forward_hook(h)  # type: ignore[misc]  # bound now
         for tap in self.sites:
             if tap.needed(probes):
                 if tap.both_ends or tracing:

@@ -13,7 +13,7 @@ from propkit.probe import probe
     reduce={"rho": "mean", "fired": "mean"},
     reference="arXiv:1703.01827, Sec. 4",
 )
-def modulation(update: torch.Tensor, module: nn.Module) -> dict[str, torch.Tensor]:  # noqa: ARG001
+def modulation(update: torch.Tensor, module: nn.Module) -> dict[str, torch.Tensor]:  # noqa: ARG001 - says when
     """Factor ρ that `propkit.training.modulate` multiplied the layer's errors by in this step.
 
     ``error_moment`` records the errors as they arrive; ρ² times that is their moment after modulation. Weights'
