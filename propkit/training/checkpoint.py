@@ -46,7 +46,7 @@ class Checkpoint:
     every: int
     parts: Mapping[str, Stateful] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
-    before_save: Callable[[int], object] = lambda steps: None  # noqa: ARG005
+    before_save: Callable[[int], object] = lambda steps: None  # noqa: ARG005 - its signature
 
     def __post_init__(self) -> None:
         if self.every < 1:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from propkit.training.init_variance import blank
 from propkit.training.kernels import fans
 
 
@@ -42,10 +43,10 @@ def delta_orthogonal_(
     filters, channels, *kernel = weight.shape
     if filters % channel_groups:
         raise ValueError(f"{channel_groups} groups do not divide {filters} channels")
-    device = "cpu" if generator is None else generator.device
-    blank = torch.empty(filters // channel_groups, channels, dtype=torch.float64, device=device)
+    shape = (filters // channel_groups, channels)
     matrices = [
-        nn.init.orthogonal_(blank.clone(), gain, generator=generator) for _ in range(channel_groups)
+        nn.init.orthogonal_(blank(shape, generator, torch.float64), gain, generator=generator)
+        for _ in range(channel_groups)
     ]
     central = weight.zero_()
     for k in reversed(kernel):

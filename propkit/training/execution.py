@@ -30,8 +30,8 @@ class Execution:
     def prepare(self, model: nn.Module) -> nn.Module:
         """The model to call, which shares its parameters with the given one."""
         if self.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return torch.compile(model) if self.compile else model  # type: ignore[return-value]
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # undeclared
+        return torch.compile(model) if self.compile else model  # type: ignore[return-value]  # acts as the module
 
     def images(self, images: Tensor) -> Tensor:
         """Images ``(N, C, H, W)`` in the layout to compute with."""

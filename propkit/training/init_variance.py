@@ -48,9 +48,9 @@ def he_uniform_(weight: Tensor, generator: torch.Generator | None = None) -> Ten
         ValueError: The weight has fewer than two dimensions or no elements.
     """
     fans(weight)
-    return weight.copy_(
-        nn.init.kaiming_uniform_(_like(weight, generator), nonlinearity="relu", generator=generator)
-    )
+    numbers = blank(weight.shape, generator)
+    nn.init.kaiming_uniform_(numbers, nonlinearity="relu", generator=generator)
+    return weight.copy_(numbers)
 
 
 @torch.no_grad()
@@ -69,7 +69,8 @@ def glorot_normal_(weight: Tensor, generator: torch.Generator | None = None) -> 
         ValueError: The weight has fewer than two dimensions or no elements.
     """
     fans(weight)
-    return weight.copy_(nn.init.xavier_normal_(_like(weight, generator), generator=generator))
+    numbers = blank(weight.shape, generator)
+    return weight.copy_(nn.init.xavier_normal_(numbers, generator=generator))
 
 
 @torch.no_grad()
@@ -87,12 +88,8 @@ def glorot_uniform_(weight: Tensor, generator: torch.Generator | None = None) ->
         ValueError: The weight has fewer than two dimensions or no elements.
     """
     fans(weight)
-    return weight.copy_(nn.init.xavier_uniform_(_like(weight, generator), generator=generator))
-
-
-def _like(weight: Tensor, generator: torch.Generator | None) -> Tensor:
-    device = "cpu" if generator is None else generator.device
-    return torch.empty(weight.shape, device=device)
+    numbers = blank(weight.shape, generator)
+    return weight.copy_(nn.init.xavier_uniform_(numbers, generator=generator))
 
 
 def normal(
@@ -101,5 +98,13 @@ def normal(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Standard normal numbers, on the generator's device."""
-    device = "cpu" if generator is None else generator.device
-    return torch.randn(shape, generator=generator, dtype=dtype, device=device)
+    return blank(shape, generator, dtype).normal_(generator=generator)
+
+
+def blank(
+    shape: torch.Size | tuple[int, ...],
+    generator: torch.Generator | None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """What a generator is to fill, on its device."""
+    return torch.empty(shape, dtype=dtype, device="cpu" if generator is None else generator.device)

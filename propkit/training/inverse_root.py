@@ -6,90 +6,100 @@ part antisymmetric, so that nothing is lost. With A, B such matrices of two that
     A ∘ B = A (B + Bᵀ)/2 + Aᵀ (B − Bᵀ)/2
 
 is that of their product: two real products, half of what a complex one costs.
+
+The products are those of Newton-Schulz iterations, Z ← Z T and M ← M T² from Z = I and M = G / bound
+(Higham 2008, Sec. 8.3), but for T: see `POLYNOMIAL`, `RATIONAL` and `STEP`, which bring the singular
+values √M of well-conditioned matrices near 1 in two steps, and `FINISH`.
 """
 
 import torch
 from torch import Tensor
 
-_STEPS = (
-    (3.8478, -9.5334, 6.6836),
-    (2.9123, -4.3758, 2.4615),
-    (2.0024, -1.5175, 0.5153),
-)
-"""(a, b, c) of a x + b x³ + c x⁵, one after the other for singular values x from 0.1 to 1.
+POLYNOMIAL = (3.8159282, -9.2786151, 6.4626869)
+"""(a, b, c) of T = a + b M + c M²: singular values x from 0.11 to 1 become 0.4075 to 1.
 
-Each is the polynomial nearest to 1 on the interval that the one before leaves, of which the upper
-end is 1 (divided by 1.002 against rounding). So does the Polar Express, arXiv:2505.16932.
+The polynomial a x + b x³ + c x⁵ is the one whose least value on the interval is the largest, of those
+that do not exceed 1 (as in the Polar Express, arXiv:2505.16932); so are the two below, of their kinds.
 """
+RATIONAL = (2.300435, -1.9126303, 209.9631724, 11514.926)
+"""(a, b, s, p) of T = a + b M + s (I + p M)^{-1}: values from 0.002 to 1 become 0.406 to 1."""
+LOWEST = 0.406
+STEP = (2.8337703, -4.0411082, 2.2073379)
+"""(a, b, c) as in `POLYNOMIAL`: values from `LOWEST` to 1 become 0.9044 to 1."""
+CENTRE = (1 + 0.9044**2) / 2
+"""Of the eigenvalues of M then."""
+FINISH = (1.00000003, 0.49998087, 0.37496963, 0.31737431, 0.27872797)
+"""Coefficients of the polynomial of degree 4 nearest to (1 − e)^{-1/2} for |e| <= 1/8: to 5e-7."""
+_NEAR = 4e-4
+"""‖0.32 E³ + 0.28 E⁴‖_F / √m up to which `FINISH` is enough: no |e| is above 0.22 for m <= 64."""
+_TRIED = 0.01
+"""‖E²‖_F / √m up to which `FINISH` is tried first."""
+_AGAIN = 2
+"""How many more steps those get that have not converged."""
 _SMALLEST = 8
 """Order of matrices from which their products take less time than their eigenvalues."""
-_CONVERGED = 1e-3
-"""‖I − M‖_F / √m from which the last step leaves rounding errors."""
+_LARGEST = 96
+"""Order up to which that is so with `RATIONAL`."""
 
 
-def spread_limit(rows: int, columns: int) -> float:
-    """Standard deviation over mean of a Gram matrix' eigenvalues up to which `steps` are tried.
+def polynomial_limit(rows: int, columns: int) -> float:
+    """Standard deviation over mean of a Gram matrix' eigenvalues up to which `POLYNOMIAL` is tried.
 
-    They converge for singular values from 0.1 of a bound on the largest, which is likely of
-    operators with at least 1.5 times as many columns as rows, and of all whose values have come
-    together: for square kernels that is after about 6 projections.
+    It needs singular values from 0.11 of a bound on the largest, which is likely of operators with
+    at least 1.8 times as many columns as rows, and of all whose values have come together: for square
+    kernels that is after about 6 projections.
     """
-    return 0.85 if columns >= 1.5 * rows else 0.3
+    return 0.85 if columns >= 1.8 * rows else 0.3
 
 
-def steps(mean: Tensor, spread: Tensor, bound: Tensor) -> tuple[tuple[float, float, float], ...]:
-    """The (a, b, c) of T = a + b M + c M², M = G / bound, that bring singular values to 1 ± 2e-4.
-
-    The first two, which make values from 0.1 as large as 0.88, are left out where the smallest
-    eigenvalue of a Marchenko-Pastur law is above that anyway.
+def largest_bound(fourth: Tensor, mean: Tensor, spread: Tensor, order: int) -> Tensor:
+    """A bound on the largest eigenvalue of each matrix: by its distance to the mean.
 
     Args:
-        mean: Of the eigenvalues of each G.
+        fourth: (Σ (1 − λ / mean)⁴)^{1/2} of each.
+        mean: Of the eigenvalues λ of each.
         spread: Their standard deviation over the mean.
-        bound: On the largest.
+        order: How many there are.
     """
-    lowest = float((mean * (1 - spread).square() / bound).amin())
-    return _STEPS[(lowest > 0.2) + (lowest > 0.8) :]
+    return mean * (1 + torch.minimum(fourth.sqrt(), spread * (order - 1) ** 0.5)) * (1 + 1e-5)
 
 
-def largest_bound(square: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
-    """A bound on the largest eigenvalue of each matrix, of which the square is given."""
-    return torch.minimum(
-        torch.linalg.vector_norm(square, dim=(-2, -1)).sqrt(),
-        mean * (1 + spread * (square.shape[-1] - 1) ** 0.5),
-    ) * (1 + 1e-5)
+class InverseRoots:
+    """G^{-1/2} of batch after batch of Hermitian matrices, each given, and returned, as Re + Im.
 
-
-def inverse_roots(gram: Tensor, trace: Tensor, columns: int) -> Tensor:
-    """G^{-1/2}, each Hermitian matrix given, and returned, as Re + Im.
-
-    In float32, for m >= 8, by products where `spread_limit` says that it is worth trying; where the
-    residual says that they have not converged, and everywhere else, by `inverse_root`.
+    In float32, for m >= 8, by products; where the residual says that they have not converged, and
+    everywhere else, by `inverse_root`. After a batch of which most has not converged, as where a
+    channel is zero, products are not tried again.
 
     Args:
-        gram: ``(F, groups, m, m)``, float32 or float64.
-        trace: Of the largest of each group, ``(groups,)``.
+        number: How many matrices a batch has at most.
+        like: A matrix of their order, dtype and device.
         columns: Of the operators whose Gram matrices they are.
     """
-    m = gram.shape[-1]
-    flat = gram.flatten(0, 1)
-    traces = trace.repeat(len(gram))
-    if gram.dtype != torch.float32 or m < _SMALLEST:
-        return _by_eigenvalues(flat, traces).view_as(gram)
-    mean = flat.diagonal(dim1=1, dim2=2).mean(1)
-    norm = torch.linalg.vector_norm(flat, dim=(1, 2))
-    spread = ((norm / mean).square() / m - 1).clamp_min(0).sqrt()
-    tried = spread <= spread_limit(m, columns)
-    if not tried.any():
-        return _by_eigenvalues(flat, traces).view_as(gram)
-    if tried.all():
-        roots, converged = _by_products(flat, mean, spread)
-    else:
-        roots, converged = torch.empty_like(flat), torch.zeros_like(tried)
-        roots[tried], converged[tried] = _by_products(flat[tried], mean[tried], spread[tried])
-    if not converged.all():
-        roots[~converged] = _by_eigenvalues(flat[~converged], traces[~converged])
-    return roots.view_as(gram)
+
+    def __init__(self, number: int, like: Tensor, columns: int) -> None:
+        self._limit = polynomial_limit(len(like), columns)
+        self._tried = like.dtype == torch.float32 and len(like) >= _SMALLEST
+        # Fresh memory in each batch would cost more than what is done with it.
+        self._work = like.new_empty(8, number if self._tried else 0, *like.shape)
+
+    def __call__(self, gram: Tensor, trace: Tensor) -> Tensor:
+        """The roots, in memory that the next call writes over.
+
+        Args:
+            gram: ``(F, groups, m, m)``.
+            trace: Of the largest of each group, ``(groups,)``.
+        """
+        flat = gram.flatten(0, 1)
+        traces = trace.repeat(len(gram))
+        if not self._tried:
+            return _by_eigenvalues(flat, traces).view_as(gram)
+        roots, converged = _Products(self._work[:, : len(flat)]).roots(flat, self._limit)
+        left = (~converged).nonzero()[:, 0]
+        if len(left):
+            self._tried = 2 * len(left) <= len(flat)
+            roots[left] = _by_eigenvalues(flat[left], traces[left])
+        return roots.view_as(gram)
 
 
 def inverse_root(gram: Tensor, trace: Tensor) -> Tensor:
@@ -115,46 +125,139 @@ def _by_eigenvalues(gram: Tensor, trace: Tensor) -> Tensor:
     return root.real + root.imag
 
 
-def _by_products(gram: Tensor, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
-    """Roots of ``(N, m, m)``, and of which they are that, ``(N,)``.
+class _Products:
+    """Roots of up to N matrices by products, in memory that is there."""
 
-    Z ← Z T and M ← M T² from Z = I: Newton-Schulz iterations (Higham 2008, Sec. 8.3) but for the
-    polynomials; the last step, to rounding, is theirs: Z ← Z + Z (I − M) / 2.
+    def __init__(self, work: Tensor) -> None:
+        self._even, self._odd, self._m, self._square, self._t, self._w, self._z, self._spare = work
 
-    Args:
-        gram: The matrices.
-        mean: Of the eigenvalues of each.
-        spread: Their standard deviation over the mean.
-    """
-    even, odd, square, t, w = (torch.empty_like(gram) for _ in range(5))
+    def roots(self, gram: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+        """Roots of ``(N, m, m)``, and of which they are that, ``(N,)``."""
+        order = gram.shape[-1]
+        mean = _diagonal(gram).mean(1)
+        torch.mul(gram, _wide(-mean.reciprocal()), out=self._m)
+        _diagonal(self._m).add_(1)
+        spread = _norm(self._m) / order**0.5
+        self._right(self._m)
+        self._times(self._m, self._square)
+        fourth = _norm(self._square)
+        if bool((fourth <= _TRIED * order**0.5).all()):
+            roots, converged = self._finish()
+            if converged.all():
+                return roots.mul_(_wide(mean.rsqrt())), converged
+        bound = largest_bound(fourth, mean, spread, order)
+        self._scale(mean / bound)
+        wide = spread > limit
+        if order > _LARGEST and wide.all():
+            return self._z, wide.logical_not_()
+        if order <= _LARGEST and wide.any():
+            self._rational()
+            self._step()
+        elif float((mean * (1 - spread).square() / bound).amin()) < LOWEST**2:
+            self._polynomial(POLYNOMIAL)
+            self._step()
+        else:
+            self._polynomial(STEP)
+        roots, converged = self._end(_AGAIN)
+        return roots.mul_(_wide(bound.rsqrt())), converged
 
-    def right(b: Tensor) -> None:
+    def _right(self, b: Tensor) -> None:
         """Make b the right factor of the products that follow."""
-        torch.add(b, b.mT, out=even)
-        torch.sub(even, b, alpha=2, out=odd)
+        torch.add(b, b.mT, out=self._even)
+        torch.sub(self._even, b, alpha=2, out=self._odd)
 
-    def times(a: Tensor, out: Tensor) -> Tensor:
-        """A ∘ B; nothing is allocated."""
-        torch.baddbmm(out, a, even, beta=0, alpha=0.5, out=out)
-        return out.baddbmm_(a.mT, odd, alpha=-0.5)
+    def _times(self, a: Tensor, out: Tensor) -> None:
+        """A ∘ B."""
+        torch.baddbmm(out, a, self._even, beta=0, alpha=0.5, out=out)
+        out.baddbmm_(a.mT, self._odd, alpha=-0.5)
 
-    right(gram)
-    times(gram, square)
-    bound = largest_bound(square, mean, spread)
-    scale = bound.reciprocal()[:, None, None]
-    m, root = gram * scale, torch.empty_like(gram)
-    square *= scale.square()
-    for i, (a, b, c) in enumerate(steps(mean, spread, bound)):
-        if i:
-            right(m)
-            times(m, square)
-        torch.mul(square, c, out=t).add_(m, alpha=b)
-        t.diagonal(dim1=1, dim2=2).add_(a)
-        right(t)
-        times(times(m, w), m)
-        root.copy_(times(root, w) if i else t)
-    left = m.neg_()
-    left.diagonal(dim1=1, dim2=2).add_(1)
-    right(left)
-    root = times(root, w).div_(2).add_(root).mul_(scale.sqrt())
-    return root, torch.linalg.vector_norm(left, dim=(1, 2)) < _CONVERGED * len(m[0]) ** 0.5
+    def _scale(self, ratio: Tensor) -> None:
+        """From E = I − G / mean and its square to M = G / bound and its own."""
+        self._m.neg_()
+        _diagonal(self._m).add_(1)
+        self._m.mul_(_wide(ratio))
+        self._square.mul_(_wide(ratio.square())).addcmul_(self._m, _wide(2 * ratio))
+        _diagonal(self._square).sub_(ratio.square()[:, None])
+
+    def _polynomial(self, coefficients: tuple[float, float, float]) -> None:
+        """Z = T and M ← M T², of M and its square."""
+        torch.mul(self._square, coefficients[2], out=self._z)
+        self._z.add_(self._m, alpha=coefficients[1])
+        _diagonal(self._z).add_(coefficients[0])
+        self._right(self._z)
+        self._times(self._m, self._w)
+        self._times(self._w, self._m)
+
+    def _rational(self) -> None:
+        """Z = T and M ← M T², of M and its square: M S = (I − S) / p, S the inverse in T, costs nothing."""
+        a, b, s, p = RATIONAL
+        self._right(self._m)  # twice the real and −2 the imaginary part
+        _diagonal(self._even.mul_(p / 2)).add_(1)
+        factor, _ = torch.linalg.cholesky_ex(torch.complex(self._even, self._odd.mul_(-p / 2)))
+        inverse = torch.cholesky_inverse(factor)
+        torch.add(inverse.real, inverse.imag, out=self._w)  # S
+        torch.mul(self._w, s, out=self._z).add_(self._m, alpha=b)
+        _diagonal(self._z).add_(a)
+        self._m.mul_(a).add_(self._square, alpha=b).sub_(self._w, alpha=s / p)
+        _diagonal(self._m).add_(s / p)  # M T
+        self._right(self._z)
+        self._times(self._m, self._w)
+        self._m, self._w = self._w, self._m
+
+    def _step(self) -> None:
+        """Z ← Z T and M ← M T², T by `STEP`."""
+        a, b, c = STEP
+        self._right(self._m)
+        self._times(self._m, self._square)
+        torch.mul(self._square, c, out=self._t).add_(self._m, alpha=b)
+        _diagonal(self._t).add_(a)
+        self._right(self._t)
+        self._times(self._m, self._w)
+        self._times(self._w, self._m)
+        self._times(self._z, self._w)
+        self._z, self._w = self._w, self._z
+
+    def _end(self, again: int) -> tuple[Tensor, Tensor]:
+        """Roots, those that have not converged after up to so many more steps."""
+        mean = _diagonal(self._m).mean(1)
+        self._m.mul_(_wide(-mean.reciprocal()))
+        _diagonal(self._m).add_(1)  # E
+        self._right(self._m)
+        self._times(self._m, self._square)
+        t, converged = self._finish()
+        self._right(t)
+        self._times(self._z, self._spare)
+        roots = self._spare.mul_(_wide(mean.rsqrt()))
+        left = (~converged).nonzero()[:, 0]
+        if again and 0 < 2 * len(left) <= len(roots):
+            rest = _Products(roots.new_empty(8, len(left), *roots.shape[1:]))
+            torch.mul(self._m[left], _wide(-mean[left]), out=rest._m)
+            _diagonal(rest._m).add_(mean[left][:, None])
+            rest._z.copy_(self._z[left])
+            rest._step()
+            roots[left], converged[left] = rest._end(again - 1)
+        return roots, converged
+
+    def _finish(self) -> tuple[Tensor, Tensor]:
+        """(I − E)^{-1/2} of E and its square, and for which it is that."""
+        torch.mul(self._m, FINISH[3], out=self._t).add_(self._square, alpha=FINISH[4])
+        self._right(self._square)
+        self._times(self._t, self._w)
+        order = self._w.shape[-1]
+        converged = _norm(self._w) <= _NEAR * order**0.5
+        self._w.add_(self._square, alpha=FINISH[2]).add_(self._m, alpha=FINISH[1])
+        _diagonal(self._w).add_(FINISH[0])
+        return self._w, converged
+
+
+def _norm(a: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(a, dim=(1, 2))
+    return norm
+
+
+def _diagonal(a: Tensor) -> Tensor:
+    return a.diagonal(dim1=1, dim2=2)
+
+
+def _wide(a: Tensor) -> Tensor:
+    return a[:, None, None]

@@ -179,8 +179,9 @@ def test_initialize_is_reproducible_and_depends_on_the_seed():
 def test_transposed_convolutions_are_named():
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ConvTranspose2d(2, 2, 3))
     weight = model[1].weight.clone()
-    with pytest.warns(UserWarning, match="transposed convolutions as they are: 1"):
+    with pytest.warns(UserWarning, match="transposed convolutions as they are: 1") as caught:
         initialize(model, "he")
+    assert caught[0].filename == __file__  # the caller's line
     assert torch.equal(model[1].weight, weight)
 
 

@@ -51,6 +51,17 @@ def test_in_place_from_its_own_generator(fill):
             fill(bad)
 
 
+@pytest.mark.parametrize("fill", [he_normal_, he_uniform_, glorot_normal_, glorot_uniform_])
+def test_numbers_come_from_the_cpu_whatever_the_default_device(fill):
+    weight, other = torch.empty(2, 4, 3)
+    torch.manual_seed(0)
+    fill(weight)
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        fill(other)
+    assert torch.equal(weight, other)
+
+
 @pytest.mark.parametrize(
     ("scheme", "fill"),
     [("he_uniform", he_uniform_), ("glorot", glorot_normal_), ("glorot_uniform", glorot_uniform_)],

@@ -6,7 +6,7 @@ import torch
 
 from propkit.training import inverse_root as module
 from propkit.training import polar_factor, procrustes_
-from propkit.training.inverse_root import inverse_roots
+from propkit.training.inverse_root import InverseRoots
 
 
 def operators(number, rows, columns, seed=0):
@@ -28,7 +28,8 @@ def roots(a, dtype=torch.float32, groups=1):
     coded = torch.from_numpy(gram.real + gram.imag).to(dtype)
     coded = coded.view(-1, groups, *coded.shape[1:])
     trace = torch.from_numpy(np.trace(gram, axis1=1, axis2=2).real).view(-1, groups).amax(0)
-    found = inverse_roots(coded, trace.to(dtype), a.shape[2]).flatten(0, 1).double().numpy()
+    find = InverseRoots(len(a), coded[0, 0], a.shape[2])
+    found = find(coded, trace.to(dtype)).flatten(0, 1).double().numpy()
     other = found.swapaxes(1, 2)
     return (found + other) / 2 + 1j * (found - other) / 2
 
@@ -62,12 +63,36 @@ def test_square_operators_whose_values_have_come_together(least, most, without_e
     assert error(a, roots(a)).max() < 2e-6
 
 
-@pytest.mark.parametrize("shape", [(5, 40, 40), (5, 40, 44), (300, 3, 16), (4, 1, 1)])
+@pytest.mark.parametrize("shape", [(24, 64, 64), (9, 40, 44), (6, 90, 100), (7, 11, 11)])
+def test_products_of_badly_conditioned_operators(shape, without_eigenvalues):
+    """The Gram matrix in float32 loses the square of the condition number, and no more is lost."""
+    a = operators(*shape)
+    condition = np.linalg.cond(a)
+    assert condition.max() > 30
+    assert condition.max() < 400
+    assert (error(a, roots(a)) < 1e-8 * condition**2 + 1e-6).all()
+
+
+@pytest.mark.parametrize("shape", [(5, 100, 104), (300, 3, 16), (4, 1, 1)])
 def test_others_by_eigenvalues(shape):
-    """Condition numbers to some 100, of which the Gram matrix in float32 loses the square."""
+    """Small matrices, and large ones that are badly conditioned."""
     a = operators(*shape)
     condition = np.linalg.cond(a)
     assert (error(a, roots(a)) < 3e-7 * condition**2 + 3e-6).all()
+
+
+def test_a_batch_that_does_not_converge_is_the_last_that_is_tried(monkeypatch):
+    tried = []
+    products = module._Products.roots
+    monkeypatch.setattr(module._Products, "roots", lambda *args: tried.append(1) or products(*args))
+    good, bad = torch.eye(16).repeat(4, 1, 1, 1), torch.eye(16).repeat(4, 1, 1, 1)
+    bad[:, 0, 0, 0] = 0
+    find, trace = InverseRoots(4, good[0, 0], 16), torch.full((1,), 16.0)
+    half = torch.cat([good[:2], bad[:2]])
+    for batch, times in ((good, 1), (half, 2), (bad, 3), (good, 3)):
+        found = find(batch, trace)[:, 0]
+        assert len(tried) == times
+        torch.testing.assert_close(found[:, 1:, 1:], torch.eye(15).expand(4, 15, 15))
 
 
 def test_one_small_value_that_the_spread_does_not_show():
@@ -79,6 +104,15 @@ def test_one_small_value_that_the_spread_does_not_show():
     assert found[[0, 3]].max() < 2e-6
     assert found[1] < 3e-4
     assert found[2] < 5e-5
+
+
+def test_what_has_not_converged_gets_more_steps(without_eigenvalues):
+    values = np.ones((6, 32))
+    values[1, 0], values[2, 0] = 0.3, 0.12
+    a = np.stack([with_values(v, 48, seed) for seed, v in enumerate(values)])
+    found = error(a, roots(a))
+    assert found[[0, 3, 4, 5]].max() < 2e-6
+    assert found[1:3].max() < 5e-5
 
 
 def test_a_batch_of_both_kinds_in_groups():
@@ -94,7 +128,7 @@ def test_a_batch_of_both_kinds_in_groups():
 def test_zeros_have_a_finite_root():
     gram = torch.zeros(3, 1, 16, 16)
     gram[1] = torch.eye(16)
-    found = inverse_roots(gram, torch.full((1,), 16.0), 32)
+    found = InverseRoots(3, gram[0, 0], 32)(gram, torch.full((1,), 16.0))
     assert found.isfinite().all()
     torch.testing.assert_close(found[1, 0], torch.eye(16))
 
@@ -120,29 +154,44 @@ def test_rounding_is_that_of_the_matrix_own_group():
 
 @pytest.mark.parametrize("values", [np.full(30, 2.0), np.r_[9.0, np.ones(29)], np.arange(1.0, 31)])
 def test_the_bound_is_one_and_is_near(values):
-    """Of λ_max by the trace of G⁴, or by mean and deviation (Samuelson), whichever is less."""
-    square = torch.from_numpy(np.diag(values**2))[None]
-    mean, spread = (torch.tensor([float(x)]) for x in (values.mean(), values.std() / values.mean()))
-    bound = float(module.largest_bound(square, mean, spread))
-    least = min((values**4).sum() ** 0.25, values.mean() + values.std() * 29**0.5)
+    """Of λ_max by the fourth moment, or by mean and deviation (Samuelson), whichever is less."""
+    away = values / values.mean() - 1
+    fourth, mean, spread = (
+        torch.tensor([x]) for x in ((away**4).sum() ** 0.5, values.mean(), away.std())
+    )
+    bound = float(module.largest_bound(fourth, mean, spread, len(values)))
+    least = values.mean() * (1 + min((away**4).sum() ** 0.25, away.std() * 29**0.5))
     assert values.max() < bound == pytest.approx(least, rel=2e-5)
 
 
-def test_each_step_is_the_nearest_polynomial_of_its_interval():
-    """Chebyshev: the error of the nearest of degree 5 takes its extremes, alternating, at four points."""
-    low, high = 0.1, 1.0
-    for a, b, c in module._STEPS:
-        x = np.linspace(low, high, 20001)
-        p = a * x + b * x**3 + c * x**5
-        middle = (p.min() + p.max()) / 2
-        deviation = p / middle - 1
-        inner = np.flatnonzero(np.diff(np.sign(np.diff(p)))) + 1
-        extremes = deviation[[0, *inner, -1]]
-        assert len(extremes) == 4
-        assert (np.sign(extremes[1:]) == -np.sign(extremes[:-1])).all()
-        np.testing.assert_allclose(abs(extremes), abs(extremes).mean(), rtol=0.08)
-        low, high = p.min() / 1.002, 1.0
-    assert 1 - 2e-4 < p.min() < p.max() < 1 + 2.1e-4
+def polynomial(a, b, c):
+    return lambda x: a * x + b * x**3 + c * x**5
+
+
+def rational(a, b, s, p):
+    return lambda x: a * x + b * x**3 + s * x / (1 + p * x**2)
+
+
+@pytest.mark.parametrize(
+    ("function", "low", "expected"),
+    [
+        (polynomial(*module.POLYNOMIAL), 0.11, [0.4075, 1] * 2),
+        (rational(*module.RATIONAL), 0.002, [module.LOWEST, 1] * 2 + [module.LOWEST]),
+        (polynomial(*module.STEP), module.LOWEST, [0.9044, 1] * 2),
+    ],
+)
+def test_each_step_is_the_best_of_its_kind_and_interval(function, low, expected):
+    """Chebyshev: least and largest value are taken in turn, at one point more than there are coefficients."""
+    x = np.geomspace(low, 1, 200001)
+    y = function(x)
+    inner = np.flatnonzero(np.diff(np.sign(np.diff(y)))) + 1
+    np.testing.assert_allclose(y[[0, *inner, -1]], expected, atol=2e-4)
+
+
+def test_the_finish_is_as_exact_as_float32():
+    e = np.linspace(-0.125, 0.125, 1001)
+    assert abs(np.polyval(module.FINISH[::-1], e) * np.sqrt(1 - e) - 1).max() < 5e-7
+    assert pytest.approx((1 + 0.9044**2) / 2) == module.CENTRE
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -262,6 +262,71 @@ def test_resumes_where_it_was():
     assert changed == [True, True, False]
 
 
+def test_afterwards_layers_have_no_factors_and_it_says_that_it_is_over():
+    model = small()
+    with modulate(model, "always") as handle:
+        gradients(model)
+        assert any(mean_factor(layer)[0] != 1 for layer in handle.layers.values())
+        assert "active" in repr(handle)
+    assert all(mean_factor(layer)[0] == 1 for layer in handle.layers.values())
+    assert "over" in repr(handle)
+
+
+class Pair(nn.Linear):
+    def forward(self, x):
+        y = super().forward(x)
+        return y, y
+
+
+def test_layers_that_return_several_tensors_are_left_alone():
+    model = Pair(3, 2)
+    with modulate(model, lambda q, above, top: 4 * q):
+        first, _ = model(torch.ones(1, 3))
+        first.sum().backward()
+    assert torch.equal(model.bias.grad, torch.ones(2))
+
+
+def test_removed_again_it_leaves_its_successor_alone():
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    first = modulate(model, "always", steps=1)
+    gradients(model)
+    first.remove()
+    optimizer.step()
+    assert first.steps == 0
+    with modulate(model, "always"):
+        first.remove()
+        with pytest.raises(ValueError, match="is modulated already"):
+            modulate(model, "always")
+
+
+def test_a_layer_called_by_itself_is_its_own_highest():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    with modulate(model, "always"):
+        model[0](torch.ones(1, 3)).sum().backward()
+    assert torch.equal(model[0].bias.grad, torch.ones(2))
+
+
+@pytest.mark.parametrize("rule", ["always", lambda q, above, top: 0 * q])
+def test_factors_that_are_zero_or_infinite_are_not_applied(rule):
+    """The ReLU lets no error through to the lower layer, while the one above has some."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    nn.init.constant_(model[0].bias, -100.0)
+    with modulate(model, rule):
+        model(torch.ones(1, 2)).sum().backward()
+    assert torch.equal(model[0].bias.grad, torch.zeros(2))
+    assert torch.equal(model[2].bias.grad, torch.ones(2))
+
+
+def test_resumed_after_its_end_it_does_nothing():
+    model = small()
+    bare = gradients(model)[0]
+    handle = modulate(model, "always", steps=3)
+    handle.load_state_dict({"steps": 3})
+    assert torch.equal(gradients(model)[0], bare)
+    modulate(model, "always").remove()  # which is free again
+
+
 def test_a_repeated_backward_begins_at_the_top():
     model = small()
     images, labels = batch_of()
@@ -465,6 +530,10 @@ def test_wrong_rules(rule, tau, message):
         ("ratio", None, 4 / 1.45, 4 / 1.45),
         ("ratio", 3.0, 4 * 2.9, 4 * 2.9),
         ("ratio", 3.0, 4 / 3.1, 4.0),
+        ("ratio", 2.0, 8.0, 8.0),  # τ times exactly is not more
+        ("ratio", 2.0, 2.0, 2.0),
+        ("drift", 4.0, 2.0, 2.0),
+        ("drift", 4.0, 0.125, 0.125),
         ("drift", None, 0.5 * 10.2, 0.5),
         ("drift", None, 0.5 * 9.8, 0.5 * 9.8),
         ("drift", None, 0.5 / 10.2, 0.5),
