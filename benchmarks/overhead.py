@@ -38,6 +38,7 @@ from watching.tools import (
 )
 from watching.training import Stopwatch, Subject, let_stopwatches_in
 
+from propkit.probes._fused import can_fuse
 from propkit.registry import DEFAULT_PROBES
 
 FLUSHED = 8  # rows in the flush that is timed
@@ -291,7 +292,12 @@ def main() -> None:
             "median [quartiles]",
             flush=True,
         )
-        print(f"default probes: {', '.join(DEFAULT_PROBES)}", flush=True)
+        loops = (
+            "Numba's"
+            if can_fuse(torch.empty(1))
+            else "PyTorch's alone (pip install 'propkit[cpu]')"
+        )
+        print(f"default probes: {', '.join(DEFAULT_PROBES)}; loops: {loops}", flush=True)
         measured = part_rounds(bench, (*OURS, *present), a.rounds) if "rounds" in a.parts else {}
         sys.stdout.flush()
         cycles = part_cycles(bench, a.cycles) if "cycles" in a.parts else None

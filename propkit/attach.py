@@ -8,6 +8,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from propkit.blocks import find_blocks
+from propkit.hooks.hook import is_compiled
 from propkit.hooks.loss_scale import LossScale
 from propkit.hooks.steps import OptimizerSteps
 from propkit.hooks.taps import Taps
@@ -176,12 +177,7 @@ def attach(
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"attach: expected a torch.nn.Module, found {type(model).__name__}")
-    compiled = any(
-        isinstance(m, torch._dynamo.eval_frame.OptimizedModule)
-        or getattr(m, "_compiled_call_impl", None) is not None
-        for m in model.modules()
-    )
-    if compiled:
+    if is_compiled(model):
         raise ValueError(
             "attach: the model is compiled already, so hooks put in now may never run. Attach to the module before "
             "torch.compile or model.compile(), then train the compiled one"

@@ -15,11 +15,12 @@ from propkit.probes._reductions import mean_square_at_once
 
 EVERY = 50  # sampling period of the rows that sample
 CONVS = r"(^|\.)conv\d+$"  # names of the convolutions
-AGAIN, ERRORS_HERE, ALL_NORMS, MOMENTS, DEFAULTS, SPARSE, IDLE = (
+AGAIN, ERRORS_HERE, ALL_NORMS, MOMENTS, WEIGHTS, DEFAULTS, SPARSE, IDLE = (
     "bare, again",
     "propkit: error moments at the outputs",
     "propkit: all outputs + errors, one norm each",
     "propkit: error moments, both ends",
+    "propkit: errors, weights and filters",
     "propkit: all default probes",
     f"propkit: all default probes, every={EVERY}",
     "propkit: attached, nothing sampled",
@@ -175,6 +176,7 @@ OURS = (
     Configuration(ERRORS_HERE, attached(probes=error)),
     Configuration(MOMENTS, attached(probes="error_moment")),
     Configuration(ALL_NORMS, attached(probes=[error, length])),
+    Configuration(WEIGHTS, attached(probes=["error_moment", "weight", "filter_correlation"])),
     Configuration(DEFAULTS, attached()),
 )
 PEERS = (
@@ -183,7 +185,7 @@ PEERS = (
     Configuration("tensor-tracker, std of convolutions", tensor_tracker(True), "tensor_tracker", ALL_NORMS),
     Configuration("tensor-tracker, clones (default)", tensor_tracker(False), "tensor_tracker", ALL_NORMS),
     Configuration("wandb.watch, gradients", wandb_watch("gradients"), "wandb", MOMENTS),
-    Configuration("wandb.watch, all", wandb_watch("all"), "wandb", DEFAULTS),
+    Configuration("wandb.watch, all", wandb_watch("all"), "wandb", WEIGHTS),
     Configuration("TensorBoard, histograms of gradients", tensorboard(False), "tensorboard", MOMENTS),
     Configuration("TensorBoard, histograms of conv errors", tensorboard(True), "tensorboard", ERRORS_HERE),
     Configuration("torchlens, trace", torchlens, "torchlens", ALL_NORMS),

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import optimizer as torch_optimizer
 
 import propkit
+from propkit.hooks import signals
 
 _MODULE_HOOKS = ("forward_", "forward_pre_", "full_backward_", "full_backward_pre_")
 _TENSOR_HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
@@ -76,6 +77,14 @@ def let_stopwatches_in() -> None:
     places += [(torch.Tensor, name) for name in _TENSOR_HOOKS]
     for owner, name in places:
         setattr(owner, name, registering(getattr(owner, name)))
+
+    own = signals._register  # propkit puts hooks on tensors by what is below `Tensor.register_hook`
+
+    def register(tensor: torch.Tensor, node: Any, hook: Callable[..., Any]) -> None:
+        watch = Stopwatch.current
+        own(tensor, node, hook if watch is None else watch.wrap(hook))
+
+    signals._register = register
 
 
 class Cost(NamedTuple):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 """Whether the trace under way is an export's."""
@@ -14,6 +15,15 @@ compiler_callback: Callable[[], Any] = getattr(
     torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: True
 )
 """Gives None where no compiler looks at the frames that are entered; keeping it away costs time for nothing there."""
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether the model, or a part of it, is compiled already, so that hooks put in now may never run."""
+    return any(
+        isinstance(m, torch._dynamo.eval_frame.OptimizedModule)
+        or getattr(m, "_compiled_call_impl", None) is not None
+        for m in model.modules()
+    )
 
 
 class Hook:

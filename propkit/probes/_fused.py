@@ -28,6 +28,7 @@ class Statistics(NamedTuple):
         absolutes: Sum of absolute values.
         largest: Largest value.
         nonzero: Number of values that are not 0.
+        dead: Number of units all of whose values are 0.
     """
 
     total: float
@@ -35,10 +36,11 @@ class Statistics(NamedTuple):
     absolutes: float
     largest: float
     nonzero: float
+    dead: float
 
 
 def can_fuse(x: torch.Tensor) -> bool:
-    """Whether `fused_statistics` and `fused_zero_units` take `x`, and are faster than PyTorch."""
+    """Whether `fused_statistics` takes `x`, and is faster than PyTorch."""
     return x.dtype == torch.float32 and x.is_cpu and _kernels_for(x.numel()) is not None
 
 
@@ -55,29 +57,24 @@ def fused_square_sum(x: torch.Tensor) -> float | None:
     return total
 
 
-def fused_statistics(x: torch.Tensor) -> Statistics:
-    """Statistics of `x`, one that `can_fuse`, in one stretch of memory; the sums are NaN where a value is."""
-    found, address = (ctypes.c_double * 5)(), x.data_ptr()
-    _kernels().statistics(address, address, found, x.numel())  # type: ignore[union-attr]
-    return Statistics(*found)
-
-
-def fused_zero_units(x: torch.Tensor, unit: int) -> int | None:
-    """Number of units, along dimension `unit` of `x`, all of whose values are 0; `x` is one that `can_fuse`.
+def fused_statistics(x: torch.Tensor, unit: int) -> Statistics | None:
+    """Statistics of `x`, one that `can_fuse`, with units along dimension `unit`; the sums are NaN where a value is.
 
     Returns:
         None if the memory of `x` is neither contiguous nor so with the units last.
     """
-    units = x.shape[unit]
+    shape = x.shape
+    units, n = shape[unit], x.numel()
     if x.is_contiguous():
-        outer = math.prod(x.shape[:unit])
+        inner = math.prod(shape[unit + 1 :])
     elif x.stride(unit) == 1 and x.movedim(unit, -1).is_contiguous():  # channels_last
-        outer = x.numel() // units
+        inner = 1
     else:
         return None
-    inner = x.numel() // (outer * units)
-    zero: int = _kernels().zero_units(x.data_ptr(), outer, units, inner)  # type: ignore[union-attr]
-    return zero
+    found, address = (ctypes.c_double * 6)(), x.data_ptr()
+    outer = n // (units * inner)
+    _kernels().statistics(address, address, found, outer, units, inner)  # type: ignore[union-attr]
+    return Statistics(*found)
 
 
 def is_dense(x: torch.Tensor) -> bool:

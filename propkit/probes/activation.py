@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from propkit.probe import probe
-from propkit.probes._fused import can_fuse, fused_statistics, fused_zero_units
+from propkit.probes._fused import can_fuse, fused_statistics
 from propkit.probes._reductions import LARGEST, SMALLEST, in_memory_order, wide
 
 _NAMES = ("mean", "mean_square", "mean_abs", "max", "zeros", "dead")
@@ -89,20 +89,19 @@ def activation(output: torch.Tensor, module: nn.Module) -> dict[str, float | tor
 
 def _fused(output: torch.Tensor, unit: int) -> dict[str, float | torch.Tensor] | None:
     """The statistics as numbers; None where the loops of Numba do not give them."""
-    dead = fused_zero_units(output, unit)
-    if dead is None:
+    sums = fused_statistics(output, unit)
+    if sums is None:
         return None
-    n = output.numel()
-    sums = fused_statistics(output)  # in one stretch of memory, or it had no dead units
     if sums.nonzero and not SMALLEST < sums.squares < LARGEST:  # lost in float32, or NaN
         return None
+    n = output.numel()
     return {
         "mean": sums.total / n,
         "mean_square": sums.squares / n,
         "mean_abs": sums.absolutes / n,
         "max": sums.largest,
         "zeros": 1 - sums.nonzero / n,
-        "dead": dead / output.shape[unit],
+        "dead": sums.dead / output.shape[unit],
     }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from propkit.hooks.factors import forget_factors, note_factor
-from propkit.hooks.hook import Hook
+from propkit.hooks.hook import Hook, is_compiled
 from propkit.hooks.steps import OptimizerSteps
 from propkit.probes._reductions import mean_square
 from propkit.training.modulation_rules import Rule, find_rule
@@ -236,12 +236,7 @@ def modulate(
     for name, layer in layers.items():
         if id(layer) in _modulated:
             raise ValueError(f"{name} is modulated already; remove that modulation first")
-    compiled = any(
-        isinstance(m, torch._dynamo.eval_frame.OptimizedModule)
-        or getattr(m, "_compiled_call_impl", None) is not None
-        for m in model.modules()
-    )
-    if compiled:
+    if is_compiled(model):
         raise ValueError(
             "the model is compiled already, so hooks put in now may never run; modulate it before"
         )

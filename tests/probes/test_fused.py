@@ -10,12 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from propkit.probes import _fused, activation
-from propkit.probes._fused import (
-    can_fuse,
-    fused_square_sum,
-    fused_statistics,
-    fused_zero_units,
-)
+from propkit.probes._fused import can_fuse, fused_square_sum, fused_statistics
 
 pytestmark = pytest.mark.skipif(not can_fuse(torch.ones(1)), reason="Numba is not installed")
 
@@ -41,11 +36,11 @@ def test_statistics_of_any_length(n: int, kind: str) -> None:
     }
     x = change[kind](x)
     expected = _reference(x.numpy())
-    found = fused_statistics(x)
+    found = fused_statistics(x, 0)
     scale = max(expected[2], 1e-30)  # a sum of both signs is as exact as the sum of sizes
     assert abs(found.total - expected[0]) <= 1e-6 * scale
     np.testing.assert_allclose(found[1:3], expected[1:3], rtol=1e-6)
-    assert list(found[3:]) == expected[3:]
+    assert list(found[3:]) == [*expected[3:], n - expected[4]]  # each value a unit
     np.testing.assert_allclose(fused_square_sum(x), expected[1], rtol=1e-6)
 
 
@@ -53,15 +48,15 @@ def test_statistics_of_any_length(n: int, kind: str) -> None:
 def test_one_value_decides(where: int) -> None:
     x = torch.full((5000,), -2.0)
     x[where] = -1
-    assert fused_statistics(x).largest == -1
+    assert fused_statistics(x, 0).largest == -1
     x[where] = 3
-    assert fused_statistics(x).largest == 3
+    assert fused_statistics(x, 0).largest == 3
     for bad in (float("nan"), -float("nan")):
         x[where] = bad
-        assert np.isnan(fused_statistics(x).squares)
+        assert np.isnan(fused_statistics(x, 0).squares)
         assert np.isnan(fused_square_sum(x))
     x[where] = float("inf")
-    assert fused_statistics(x).largest == fused_square_sum(x) == float("inf")
+    assert fused_statistics(x, 0).largest == fused_square_sum(x) == float("inf")
 
 
 @given(st.tuples(*[st.integers(1, 5)] * 4), st.floats(0, 1), st.booleans(), st.integers(0, 2**31))
@@ -71,7 +66,7 @@ def test_units_that_are_zero(shape, share: float, last: bool, seed: int) -> None
     if last:
         x = x.contiguous(memory_format=torch.channels_last)
     expected = (x.numpy() == 0).all((0, 2, 3)).sum()
-    assert fused_zero_units(x, 1) == expected
+    assert fused_statistics(x, 1).dead == expected
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 200])
@@ -80,14 +75,14 @@ def test_a_unit_that_lives_in_one_row(rows: int) -> None:
         x = torch.zeros(rows, 3)
         x[:, 0] = 1
         x[row, 1] = -1
-        assert fused_zero_units(x, 1) == 1
-        assert fused_zero_units(x.T.contiguous(), 0) == 1
+        assert fused_statistics(x, 1).dead == 1
+        assert fused_statistics(x.T.contiguous(), 0).dead == 1
 
 
 def test_other_layouts_are_left_to_pytorch() -> None:
     x = torch.randn(4, 3, 6, 5)
-    assert fused_zero_units(x[:, :, ::2], 1) is None
-    assert fused_zero_units(x.transpose(2, 3), 1) is None
+    assert fused_statistics(x[:, :, ::2], 1) is None
+    assert fused_statistics(x.transpose(2, 3), 1) is None
     assert not can_fuse(x.double())
     assert not can_fuse(x.bfloat16())
 
