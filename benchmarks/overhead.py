@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -50,13 +51,17 @@ def part_rounds(
 ) -> dict[str, Measured]:
     reference = peak_bytes(bench, Configuration("bare", bare))
     peaks = {c.label: peak_bytes(bench, c) / reference for c in configurations}
-    let_stopwatches_in()
-    with _no_flush_by_time() as flush_seconds, contextlib.ExitStack() as stack:
-        subjects = {
-            c.label: stack.enter_context(bench.observed(c, Stopwatch())) for c in configurations
-        }
-        costs = bench.interleaved(subjects, rounds)
-        flush = _flush_cost(subjects[DEFAULTS])
+    with _no_flush_by_time() as flush_seconds:
+        with contextlib.ExitStack() as stack:
+            subjects = {c.label: stack.enter_context(bench.observed(c)) for c in configurations}
+            costs = bench.interleaved(subjects, rounds)
+            flush = _flush_cost(subjects[DEFAULTS])
+        let_stopwatches_in()  # afterwards: they take half a per cent of the step
+        with contextlib.ExitStack() as stack:
+            subjects = {
+                c.label: stack.enter_context(bench.observed(c, Stopwatch())) for c in configurations
+            }
+            watched = bench.interleaved(subjects, max(3, rounds // 3))
     step = spread([b.wall for pairs in costs.values() for _, b in pairs]).median
     cpu = spread([b.cpu for pairs in costs.values() for _, b in pairs]).median
     print(
@@ -67,7 +72,7 @@ def part_rounds(
     result = {}
     for c in configurations:
         pairs = costs[c.label]
-        hook_share = spread([a.hooks / b.cpu for a, b in pairs])
+        hook_share = spread([a.hooks / b.cpu for a, b in watched[c.label]])
         result[c.label] = m = Measured(
             spread([a.wall / b.wall for a, b in pairs]),
             spread([a.cpu / b.cpu for a, b in pairs]),
@@ -113,30 +118,37 @@ def _flush_cost(s: Subject) -> float:
     return max(0.0, 2 * marks[1] - marks[0] - marks[2])
 
 
-def part_cycles(bench: Bench, cycles: int) -> Spread:
-    """Whole cycles of one sampled step and the others, every step beside bare ones."""
-    configuration = Configuration(SPARSE, attached(every=EVERY))
-    with bench.observed(configuration) as s:
+def part_cycles(bench: Bench, cycles: int) -> tuple[float, float]:
+    """Mean ratio of whole cycles of one sampled step and the others, and that of a bare network beside it (CPU)."""
+    with (
+        bench.observed(Configuration(SPARSE, attached(every=EVERY))) as s,
+        bench.observed(Configuration(AGAIN, bare)) as control,
+    ):
         assert s.recorder is not None
         first = s.recorder.steps
-        pairs = bench.interleaved({SPARSE: s}, EVERY * cycles)[SPARSE]
+        costs = bench.interleaved({SPARSE: s, AGAIN: control}, EVERY * cycles)
         hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in s.model.modules())
-    sampled = [(first + i) % EVERY == 0 for i in range(len(pairs))]
+    sampled = [(first + i) % EVERY == 0 for i in range(EVERY * cycles)]
     print(f"\n{SPARSE}: {cycles} cycles of {EVERY} steps, flushes included. Ratios to bare:")
     result = {}
-    for k, clock in enumerate(("wall", "cpu")):
-        total = [
-            sum(a[k] for a, _ in pairs[i : i + EVERY]) / sum(b[k] for _, b in pairs[i : i + EVERY])
-            for i in range(0, len(pairs), EVERY)
-        ]
-        here = spread([a[k] / b[k] for (a, b), yes in zip(pairs, sampled, strict=True) if yes])
-        away = spread([a[k] / b[k] for (a, b), yes in zip(pairs, sampled, strict=True) if not yes])
-        result[clock] = spread(total)
-        print(f"{clock:5} whole cycles {result[clock]}   sampled steps {here}   unsampled {away}")
-        amortised = (here.median + (EVERY - 1) * away.median) / EVERY
-        print(f"      (sampled + {EVERY - 1} x unsampled) / {EVERY}: {amortised:.4f}")
+    for clock in ("wall", "cpu"):
+        for label, pairs in costs.items():
+            ratios = [(getattr(a, clock), getattr(b, clock)) for a, b in pairs]
+            whole = [
+                sum(a for a, _ in ratios[i : i + EVERY]) / sum(b for _, b in ratios[i : i + EVERY])
+                for i in range(0, len(ratios), EVERY)
+            ]
+            here = spread([a / b for (a, b), yes in zip(ratios, sampled, strict=True) if yes])
+            away = spread([a / b for (a, b), yes in zip(ratios, sampled, strict=True) if not yes])
+            result[label] = statistics.mean(whole)
+            error = statistics.stdev(whole) / math.sqrt(cycles) if cycles > 1 else math.nan
+            name = "this" if label == SPARSE else label
+            print(
+                f"{clock:5}{name:12} whole cycles {result[label]:.4f} +- {error:.4f}   "
+                f"sampled steps {here}   others {away}"
+            )
     print(f"hooks on the modules after an unsampled step: {hooks}")
-    return result["cpu"]
+    return result[SPARSE], result[AGAIN]
 
 
 def part_dispatch(
