@@ -22,7 +22,10 @@ def _loaded_after(code: str) -> set[str]:
     ("code", "forbidden"),
     [
         ("import propkit", {"torch", "matplotlib", "xarray", "zarr", "numpy"}),
-        ("import propkit; propkit.attach; propkit.Recorder", {"matplotlib", "xarray", "zarr", "numba"}),
+        (
+            "import propkit; propkit.attach; propkit.Recorder",
+            {"matplotlib", "xarray", "zarr", "numba"},
+        ),
         (
             "import propkit.probes as p; [getattr(p, n) for n in p.__all__]",
             {"matplotlib", "xarray", "zarr", "numba"},
