@@ -728,15 +728,19 @@ def test_a_probe_may_return_a_number_of_signals_on_the_cpu() -> None:
     assert as_number(x).dtype == torch.float64
 
 
-def test_a_number_that_was_read_from_another_device_is_refused() -> None:
+@pytest.mark.parametrize("signal", ["output", "weight"])
+def test_a_number_that_was_read_from_another_device_is_refused(signal: str) -> None:
     model, _, _ = make_case("mlp")
 
-    @propkit.probe
     def read(output):
         return 1.0
 
+    def read_weight(weight):
+        return 1.0
+
+    read = propkit.probe(read if signal == "output" else read_weight)
     with (
-        pytest.warns(PropkitWarning, match="'read' failed.*expected a 0-d tensor"),
+        pytest.warns(PropkitWarning, match="'read.*' failed.*expected a 0-d tensor"),
         propkit.attach(model.to("meta"), probes=read),
     ):
         model(torch.empty(4, 12, device="meta"))

@@ -79,6 +79,30 @@ def test_a_step_that_is_skipped_has_its_weights() -> None:
     assert expected[1] == expected[2]
 
 
+def test_after_a_skipped_step_weights_are_measured_before_the_step_again() -> None:
+    """Most trainings in float16 begin with a step that is skipped."""
+    model, x = _case()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    seen = []
+
+    @propkit.probe
+    def grown(weight):
+        """Whether the gradient is there by now."""
+        seen.append(model[0].weight.grad is not None)
+        return weight.norm()
+
+    with propkit.attach(model, probes=grown, include="0", scaler=scaler):
+        for step in range(4):
+            optimizer.zero_grad()
+            loss = model(x).square().mean() * (float("inf") if step == 0 else 1)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    # The step after the skipped one cannot be sure of the optimiser and is measured in the forward.
+    assert seen == [True, False, True, True]
+
+
 @pytest.mark.parametrize("idle_optimizer", [False, True])
 def test_weights_that_are_changed_by_hand(idle_optimizer: bool) -> None:
     """An optimiser that is there but unused is found out in the first step, which has the weights after the change."""

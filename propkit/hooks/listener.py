@@ -104,7 +104,7 @@ class Listener:
             values = {self.measurement.function.__name__: values}
         for variable, value in values.items():
             if type(value) is float and self._on_host is None:
-                self._on_host = all(t.is_cpu for t in signals.values() if hasattr(t, "is_cpu"))
+                self._on_host = all(t.is_cpu for t in arguments.values() if hasattr(t, "is_cpu"))
             self._receive(variable, value, call, elements, origin)
 
     def _arguments(self, signals: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:

@@ -168,7 +168,7 @@ class Taps:
                 self.places[call] = Place(order, depths[tap.site.module], *shapes)
 
     def _measure_weights(self) -> None:
-        self._in_step = True
+        self._in_step, self._by_hand = True, False
         try:
             for tap in self.sites if self._active else ():
                 tap.measure_weight_if_run()

@@ -39,9 +39,19 @@ class Statistics(NamedTuple):
     dead: float
 
 
+_OF_MEMORY = (torch.Tensor, torch.nn.Parameter)
+"""Types whose values are what their memory holds; a subclass may keep them elsewhere, or in another way."""
+
+
 def can_fuse(x: torch.Tensor) -> bool:
     """Whether `fused_statistics` takes `x`, and is faster than PyTorch."""
-    return x.dtype == torch.float32 and x.is_cpu and _kernels_for(x.numel()) is not None
+    return (
+        type(x) in _OF_MEMORY
+        and x.dtype == torch.float32
+        and x.is_cpu
+        and not x.is_neg()  # its memory holds the values with the other sign
+        and _kernels_for(x.numel()) is not None
+    )
 
 
 def fused_square_sum(x: torch.Tensor) -> float | None:
@@ -50,7 +60,7 @@ def fused_square_sum(x: torch.Tensor) -> float | None:
     Squares that float32 does not hold (of values below 1e-19 or above 1e19) are lost.
     """
     n = x.numel()
-    kernels = _kernels_for(n)
+    kernels = _kernels_for(n) if type(x) in _OF_MEMORY else None
     if kernels is None or not (x.is_contiguous() or is_dense(x)):
         return None
     total: float = kernels.square_sum(x.data_ptr(), n)

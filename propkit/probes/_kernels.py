@@ -18,7 +18,7 @@ _RUN = 512
 """Values, of each of four places, that float32 sums may hold before they go on in float64."""
 _ROWS = 64
 """Rows after which it pays to see whether the search is over."""
-_SIGN, _LEAST = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
+_ALL_BUT_SIGN, _LEAST = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
 _ASSUMING = {"reassoc", "nsz", "arcp", "contract"}
 """What the compiler may assume; not that there is no NaN or inf, which a network that diverges has."""
 
@@ -66,10 +66,8 @@ def _square_sum(data, n):
 @numba.njit(fastmath=_ASSUMING, inline="never")
 def _run(x0, x1, x2, x3, bits0, bits1, bits2, bits3):
     total, squares, absolutes = np.float32(0), np.float32(0), np.float32(0)
-    largest, nonzero = (
-        _LEAST,
-        np.float32(0),
-    )  # a count in int32 becomes one in int64, at half the speed
+    # A count in int32 becomes one in int64, at half the speed.
+    largest, nonzero = _LEAST, np.float32(0)
     for i in range(len(x0)):
         a, b, c, d = x0[i], x1[i], x2[i], x3[i]
         total += (a + b) + (c + d)
@@ -89,7 +87,7 @@ def _is_zero(bits):
     found = np.int32(0)
     for pattern in bits:
         found |= pattern
-    return found & _SIGN == 0
+    return found & _ALL_BUT_SIGN == 0
 
 
 @numba.njit
@@ -102,7 +100,7 @@ def _zero_units(patterns, outer, units, inner):
             for row in rows[begin : begin + _ROWS]:
                 for unit in range(units):
                     seen[unit] |= row[unit]
-            zero = (seen & _SIGN == 0).sum()
+            zero = (seen & _ALL_BUT_SIGN == 0).sum()
             if zero == 0:
                 break
         return zero

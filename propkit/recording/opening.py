@@ -110,9 +110,8 @@ class Target:
         from propkit.store import run as stores
         from propkit.store.writer import ZarrWriter
 
-        importlib.import_module(
-            "zarr"
-        )  # 0.1 s, for which the first flush would hold up the training
+        # It takes 0.1 s, for which the first flush would hold up the training.
+        importlib.import_module("zarr")
         writer = ZarrWriter.create(self.store, attributes, self.overwrite, self.durable)
         return Opened(writer, lambda: stores.open(writer.path), BEGINNING)
 

@@ -208,11 +208,10 @@ def combine(rows: Sequence[Values], reductions: Sequence[Reduction]) -> Floats:
         return result.reshape(shape)
     rules = np.array(reductions)
     weights = np.concatenate([row.weights for row in rows])
-    if (
-        weights == 0
-    ).any():  # of an empty signal, as an expert's without tokens: others count instead
-        full = np.bincount(at, weights != 0, size)[at] > 0
-        kept = ~full | (weights != 0)
+    empty = weights == 0  # signals, as an expert's without tokens: others count instead
+    if empty.any():
+        full = np.bincount(at, ~empty, size)[at] > 0
+        kept = ~(full & empty)
         values, at, weights = values[kept], at[kept], weights[kept]
         counts = np.bincount(at, minlength=size)
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from propkit.probes import _fused, activation
 from propkit.probes._fused import can_fuse, fused_square_sum, fused_statistics
+from propkit.probes._reductions import mean_square
 
 pytestmark = pytest.mark.skipif(not can_fuse(torch.ones(1)), reason="Numba is not installed")
 
@@ -85,6 +86,23 @@ def test_other_layouts_are_left_to_pytorch() -> None:
     assert fused_statistics(x.transpose(2, 3), 1) is None
     assert not can_fuse(x.double())
     assert not can_fuse(x.bfloat16())
+
+
+def test_memory_that_does_not_hold_the_values() -> None:
+    """A view that negates when it is read, and a subclass, which may keep its values anywhere."""
+    negated = torch._neg_view(torch.ones(2, 3))
+    assert negated.is_neg()
+    assert float(activation(negated, nn.ReLU())["mean"]) == -1
+    assert float(mean_square(negated)) == 1
+
+    class Elsewhere(torch.Tensor):
+        pass
+
+    subclass = torch.ones(2, 3).as_subclass(Elsewhere)
+    assert not can_fuse(subclass)
+    assert fused_square_sum(subclass) is None
+    assert float(mean_square(subclass)) == 1
+    assert can_fuse(nn.Parameter(torch.ones(2, 3)))
 
 
 def test_many_threads_share_out_what_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
