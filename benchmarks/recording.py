@@ -23,11 +23,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from watching.training import Stopwatch
 
 import propkit
 from propkit.models import plain
@@ -51,33 +51,18 @@ OURS = [
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
-class Watch:
+class Watch(Stopwatch):
     """Seconds on the wall: in some functions, in the garbage collector, of waiting for a processor."""
 
     def __init__(self) -> None:
-        self.seconds = self.collecting = 0.0
+        super().__init__(time.perf_counter)
+        self.collecting = 0.0
         self._begun = 0.0
-        self._inside = False
 
     def waiting(self) -> float:
         """Of this thread, since it began: it could have run and did not; 0 where the system does not tell."""
         schedule = Path("/proc/thread-self/schedstat")
         return 1e-9 * int(schedule.read_text().split()[1]) if schedule.exists() else 0.0
-
-    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function on the watch; nested ones are counted once."""
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            if self._inside:
-                return function(*args, **kwargs)
-            self._inside, begin = True, time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.seconds += time.perf_counter() - begin
-                self._inside = False
-
-        return timed
 
     def collected(self, phase: str, _: object) -> None:
         """The garbage collector begins or ends."""

@@ -20,12 +20,13 @@ _TENSOR_HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
 
 
 class Stopwatch:
-    """CPU time that this thread spends in the hooks of a tool, nested ones counted once."""
+    """Time in some functions, as the hooks of a tool, nested ones counted once; by default CPU time of this thread."""
 
     current: "Stopwatch | None" = None
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.thread_time) -> None:
         self.seconds = 0.0
+        self._clock = clock
         self._inside = False
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,12 +35,12 @@ class Stopwatch:
         def timed(*args: Any, **kwargs: Any) -> Any:
             if self._inside:
                 return function(*args, **kwargs)
-            self._inside, begin = True, time.thread_time()
+            self._inside, begin = True, self._clock()
             try:
                 return function(*args, **kwargs)
             finally:
                 self._inside = False
-                self.seconds += time.thread_time() - begin
+                self.seconds += self._clock() - begin
 
         return timed
 
