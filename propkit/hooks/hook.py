@@ -48,6 +48,18 @@ class Hook:
         self.traced = True
         return True
 
+    @property
+    def __name__(self) -> str:
+        """There is none; asked for by ``torch.jit.script``, which would compile the hooks of a module.
+
+        Raises:
+            AttributeError: Always, with the way out.
+        """
+        raise AttributeError(
+            "propkit observes this model by Python hooks, which torch.jit.script cannot compile: "
+            "call recorder.detach() first"
+        )
+
     def __reduce__(self) -> Any:
         # takes anything, returns None, needs no propkit
         return getattr, (contextlib.nullcontext(), "__exit__")

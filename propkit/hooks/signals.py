@@ -55,6 +55,9 @@ def first_tensor(value: Any) -> torch.Tensor | None:
 backward_pass: Callable[[], int] = torch._C._current_graph_task_id
 """Number of the backward pass that runs in this thread, -1 outside one."""
 
+jit_trace: Callable[[], Any] = torch._C._get_tracing_state
+"""The trace of ``torch.jit.trace`` that is under way, which would record what probes do; None outside one."""
+
 transformed: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
 """The `torch.func` transform (grad, vmap, ...) that is tracing, whose tensors cannot be read; None if none is."""
 

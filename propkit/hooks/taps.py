@@ -15,7 +15,7 @@ from propkit.hooks.before_step import BeforeStep, has_optimizer
 from propkit.hooks.calls import SiteTap
 from propkit.hooks.compiled import Compiled
 from propkit.hooks.hook import Hook, NoticedHook
-from propkit.hooks.signals import backward_pass
+from propkit.hooks.signals import backward_pass, jit_trace
 from propkit.hooks.values import EVALUATION, NEUTRAL, TRAINING, Key, Place, Receiver
 from propkit.sites import Site, is_kind
 
@@ -203,11 +203,15 @@ class Taps:
         if backward_pass() != -1:
             return
         self.inside = True
-        self.origin = TRAINING if torch.is_grad_enabled() else EVALUATION
+        self._begin()
         self.depth = 0
         self.compiled.numbering.restart()
         for tap in self.sites:
             tap.begin_forward()
+
+    def _begin(self) -> None:
+        self.origin = TRAINING if torch.is_grad_enabled() else EVALUATION
+        self.idle = not self._active or jit_trace() is not None
 
     def _forward_ends(self, *_: Any) -> None:
         if backward_pass() == -1:
@@ -217,7 +221,7 @@ class Taps:
         """A part of the model is called by itself, not by the model's forward: that is a forward of the part."""
         if self.inside or backward_pass() != -1:
             return
-        self.origin = TRAINING if torch.is_grad_enabled() else EVALUATION
+        self._begin()
         self.depth = self._begun.setdefault(prefix, self.depth)
         for tap in self.sites:
             if f"{tap.site.name}.".startswith(prefix):

@@ -57,18 +57,44 @@ def test_export_of_an_attached_model_gives_the_bare_program() -> None:
     assert np.isfinite(recorder.run["error_moment"]["output"].values).all()
 
 
-def test_tracing_an_attached_model_gives_the_bare_trace() -> None:
-    model, x = TinyPlain().eval(), images()
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of batch normalisation itself
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "part"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluating"])
+def test_tracing_an_attached_model_gives_the_bare_trace(whole: bool, training: bool) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.LazyLinear(3)
+    )
+    model(images())
+    model.train(training)
+    traced_part, x = model if whole else model[0], images()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        bare = torch.jit.trace(model, x)
-        with propkit.attach(model):
-            traced = torch.jit.trace(model, x)
-        buffer = io.BytesIO()
-        torch.jit.save(traced, buffer)
+        bare = torch.jit.trace(traced_part, x)
+        with propkit.attach(model) as recorder:
+            traced = torch.jit.trace(traced_part, x)
+            want = oracle.observe(model, classify(x))
+            classify(x)(model).backward()
+            sgd(model).step()
+            values = outputs(recorder, 0)
+        torch.jit.save(traced, io.BytesIO())
     torch.testing.assert_close(traced(x), bare(x))
     kinds = [[n.kind() for n in t.inlined_graph.nodes()] for t in (traced, bare)]
     assert kinds[0] == kinds[1]
+    for name, value in values.items():  # the step is measured, the trace before it is not
+        np.testing.assert_allclose(value, oracle.error_moment(want[name])["output"], **EXACT)
+
+
+def test_scripting_an_attached_model_is_refused_with_the_way_out() -> None:
+    model = mlp()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with (
+            propkit.attach(model) as recorder,
+            pytest.raises(AttributeError, match=r"call recorder.detach\(\) first"),
+        ):
+            torch.jit.script(model)
+        recorder.detach()
+        torch.jit.script(model)
 
 
 def test_a_scripted_part_is_named_in_the_notes() -> None:
