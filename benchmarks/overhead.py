@@ -28,6 +28,7 @@ from watching.targets import Measured, print_targets
 from watching.tools import (
     AGAIN,
     DEFAULTS,
+    ERRORS_HERE,
     EVERY,
     GIT,
     OURS,
@@ -36,6 +37,8 @@ from watching.tools import (
     Configuration,
     attached,
     bare,
+    reductions,
+    timed_error,
 )
 from watching.training import Stopwatch, Subject, let_stopwatches_in
 
@@ -56,6 +59,7 @@ def part_rounds(
             subjects = {c.label: stack.enter_context(bench.observed(c)) for c in configurations}
             costs = bench.interleaved(subjects, rounds)
             flush = _flush_cost(subjects[DEFAULTS])
+        alone = _reductions_alone(bench, rounds)
         let_stopwatches_in()  # afterwards: they take half a per cent of the step
         with contextlib.ExitStack() as stack:
             subjects = {
@@ -86,6 +90,10 @@ def part_rounds(
         f"One flush of {FLUSHED} rows of all default probes: {1e3 * flush:.1f} ms of CPU in the background, once in "
         f"{flush_seconds:g} s: {100 * flush / flush_seconds:.2f} %."
     )
+    print(
+        f"The reductions of all errors at the outputs, timed one by one in the loop: {100 * alone:.2f} % of the step."
+    )
+    result[ERRORS_HERE] = result[ERRORS_HERE]._replace(reductions=alone)
     return result
 
 
@@ -103,6 +111,14 @@ def _no_flush_by_time() -> Iterator[float]:
     finally:
         for m, seconds in before.items():
             m.FLUSH_SECONDS = seconds  # type: ignore[attr-defined]
+
+
+def _reductions_alone(bench: Bench, rounds: int) -> float:
+    """Time in the function that reads an error, all layers together, of the bare step: without hooks and calling."""
+    with bench.observed(Configuration("timed", attached(probes=timed_error))) as s:
+        before = reductions.seconds
+        pairs = bench.interleaved({"timed": s}, rounds)["timed"]
+    return (reductions.seconds - before) / sum(b.wall for _, b in pairs)
 
 
 def _flush_cost(s: Subject) -> float:

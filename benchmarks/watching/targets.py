@@ -7,12 +7,13 @@ from watching.tools import ERRORS_HERE, EVERY, IDLE, MOMENTS, PEERS
 
 
 class Measured(NamedTuple):
-    """What is known of one configuration: ratios to bare, share of hooks in the bare step, peak memory."""
+    """What is known of one configuration: ratios to bare, shares of the bare step, peak memory."""
 
     wall: Spread
     cpu: Spread
     hooks: Spread
     peak: float
+    reductions: float | None = None
 
     @property
     def overhead(self) -> float:
@@ -44,6 +45,10 @@ def print_targets(
                     loop <= 1.03,
                 ),
             ]
+        alone = found[ERRORS_HERE].reductions
+        if alone is not None:
+            target = "errors at outputs, every step, the reductions <= 1.01"
+            rows.insert(0, (target, f"{1 + alone:.4f}", alone <= 0.01))
         worst = max(
             (label for label in found if label.startswith("propkit")),
             key=lambda label: found[label].peak,
