@@ -159,13 +159,19 @@ def weight_of(module: nn.Module) -> torch.Tensor | None:
 
     Filters come first, also where a layer keeps them last.
 
-    Reading a parametrised weight can change state (a spectral norm's power iteration), so its parametrisations are in
-    evaluation mode while it is read. A sharded weight is gathered, which all ranks have to do together.
+    Reading a parametrised weight can change state (a spectral norm's power iteration, random numbers), so its
+    parametrisations are in evaluation mode while it is read, and random states are put back. A sharded weight is
+    gathered, which all ranks have to do together.
     """
     weight = _own_weight(module)
     if weight is not None and hasattr(weight, "full_tensor"):
         weight = weight.full_tensor()
     return weight
+
+
+def is_left_over(module: nn.Module) -> bool:
+    """Whether the weight is what the last forward computed of others, as `torch.nn.utils.prune` does."""
+    return isinstance(vars(module).get("weight"), torch.Tensor)
 
 
 def fans(module: nn.Module) -> tuple[int, int]:
@@ -186,7 +192,10 @@ def _own_weight(module: nn.Module) -> torch.Tensor | None:
         modes = [(m, m.training) for m in parametrizations["weight"].modules()]
         parametrizations["weight"].eval()
         try:
-            return module.weight.detach()  # type: ignore[operator]  # nn.Module's attributes are untyped
+            with torch.random.fork_rng(
+                _gpus_of(module)
+            ):  # some draw numbers in evaluation mode, too
+                return module.weight.detach()  # type: ignore[operator]  # nn.Module's attributes are untyped
         finally:
             for m, mode in modes:
                 m.training = mode
@@ -197,6 +206,10 @@ def _own_weight(module: nn.Module) -> torch.Tensor | None:
         if _dims(parameter) >= 2:
             return parameter.detach()
     return None
+
+
+def _gpus_of(module: nn.Module) -> list[torch.device]:
+    return list({p.device for p in module.parameters() if p.device.type == "cuda"})
 
 
 def _is_transposed_linear(module: nn.Module) -> bool:

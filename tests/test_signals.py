@@ -1,5 +1,7 @@
 """Gradients of tensors, where autograd gives them at another tensor than the one that was hooked."""
 
+import io
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -66,3 +68,86 @@ def test_hooks_of_others_on_the_same_tensor_keep_their_order() -> None:
     assert heard == [2.0, 3.0] * 2
     assert all(map(torch.equal, bare, observed))
     assert moment == pytest.approx(float((bare[0] / 3).double().square().mean()), rel=1e-6)
+
+
+def test_two_leaves_are_the_input_of_one_layer_before_a_backward_pass() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3, bias=False)
+    a, b = (torch.randn(8, 4, requires_grad=True) for _ in range(2))
+    with propkit.attach(model, probes=["error_moment", "gradient_norm"]) as recorder:
+        (10 * model(a).square().sum() + model(b).square().sum()).backward()
+        recorder.step()
+    grad = torch.cat([a.grad, b.grad]).double()
+    assert recorder.run["error_moment"]["input"].item() == pytest.approx(
+        float(grad.square().mean())
+    )
+    assert recorder.run["gradient_norm"]["input"].item() == pytest.approx(float(grad.norm()))
+    assert not a._backward_hooks
+    assert not b._backward_hooks
+
+
+def test_an_observed_output_is_saved_without_a_word() -> None:
+    model = nn.Linear(4, 3)
+    with propkit.attach(model, probes="error_moment"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.save(model(torch.randn(2, 4)), io.BytesIO())
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("evaluated", [1, 3])
+def test_nested_tensors_of_an_evaluation_are_passed_over(evaluated: int) -> None:
+    """`nn.TransformerEncoder` makes them of a mask when no gradient is needed."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model, x = nn.TransformerEncoder(layer, 2), torch.randn(4, 5, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    mask = torch.zeros(4, 5, dtype=torch.bool)
+    mask[0, 3:] = True
+    with propkit.attach(model) as recorder:
+        for step in range(6):
+            optimizer.zero_grad()
+            model.train()(x, src_key_padding_mask=mask).square().mean().backward()
+            optimizer.step()
+            if step == evaluated:
+                with torch.no_grad():
+                    model.eval()(x, src_key_padding_mask=mask)
+            if step == 2:
+                recorder.flush()
+    assert recorder.run["activation"]["mean"].sizes["step"] == 6
+    assert not recorder.run.attributes["faults"]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        torch.Tensor.to_sparse,
+        torch.Tensor.to_mkldnn,
+        lambda x: torch.nested.nested_tensor([x, x[:2]], layout=torch.jagged),
+        lambda x: x.to(torch.cfloat),
+    ],
+    ids=["sparse", "mkldnn", "jagged", "complex"],
+)
+def test_an_unusual_output_does_not_switch_a_probe_off(made) -> None:
+    class Unusual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2, 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return made(x)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.odd = nn.Linear(5, 3), Unusual()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.odd(x)
+            return self.layer(x)
+
+    model = Net()
+    with propkit.attach(model, probes="activation", include="layer|odd") as recorder:
+        for _ in range(2):
+            model(torch.randn(4, 5)).sum().backward()
+            recorder.step()
+    assert not recorder.run.attributes["faults"]
+    assert recorder.run["activation"]["mean"].sel(site="layer").notnull().all()

@@ -1,8 +1,12 @@
 """When weights are measured: before they change, and where nothing else has to be fetched into the caches for it."""
 
+import contextlib
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 import propkit
 
@@ -122,3 +126,87 @@ def test_weights_that_are_changed_by_hand(idle_optimizer: bool) -> None:
     found = _recorded(recorder)
     torch.testing.assert_close(found[1:], expected[1:])
     torch.testing.assert_close(found[0], expected[1 if idle_optimizer else 0])
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_weights_exchanged_for_an_evaluation_are_not_those_of_the_step(every: int) -> None:
+    """As where an average of the weights is evaluated between two steps."""
+    model, x = _case()
+    optimizer, norms = torch.optim.SGD(model.parameters(), lr=0.1), []
+    with propkit.attach(model, probes="weight", every=every) as recorder:
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            norms.append(_norms(model))
+            optimizer.step()
+            kept = {k: v.clone() for k, v in model.state_dict().items()}
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.mul_(0.1)
+                model(x)
+            model.load_state_dict(kept)
+    np.testing.assert_allclose(_recorded(recorder), norms[::every], rtol=1e-6)
+    assert (recorder.run["weight"]["update_ratio"] < 0.5).all()
+
+
+def test_parameters_that_an_optimiser_gets_later() -> None:
+    model, x = _case()
+    other = nn.Parameter(torch.zeros(1))
+    late = torch.optim.SGD([other], lr=0.1)
+    first = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    norms = []
+    with propkit.attach(model, probes="weight") as recorder:
+        for step in range(4):
+            if step == 2:
+                late.add_param_group({"params": list(model[2].parameters())})
+            model.zero_grad()
+            (model(x).square().mean() + other.sum()).backward()
+            norms.append(_norms(model))
+            late.step()
+            first.step()
+    np.testing.assert_allclose(_recorded(recorder), norms, rtol=1e-6)
+    moved = recorder.run["weight"]["update_ratio"].sel(site="2").values > 0
+    assert moved.tolist() == [False, False, True, True]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "computed",
+    [
+        lambda m: prune.l1_unstructured(m, "weight", 0.3),
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+    ],
+    ids=["pruned", "weight norm", "spectral norm"],
+)
+def test_the_change_of_a_weight_that_the_next_forward_computes_is_not_told_as_0(computed) -> None:
+    model, x = _case()
+    computed(model[0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with propkit.attach(model, probes="weight") as recorder:
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    change = recorder.run["weight"]["update_ratio"]
+    assert change.sel(site="0").isnull().all()
+    assert (change.sel(site="2") > 0).all()
+
+
+def test_a_weight_that_is_drawn_anew_whenever_it_is_read() -> None:
+    class Noise(nn.Module):
+        def forward(self, w: torch.Tensor) -> torch.Tensor:
+            return w + 0.1 * torch.randn_like(w)
+
+    trained = []
+    for watched in (True, False):
+        model, x = _case()
+        parametrize.register_parametrization(model[0], "weight", Noise())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with propkit.attach(model) if watched else contextlib.nullcontext():
+            for _ in range(3):
+                optimizer.zero_grad()
+                model(x).square().mean().backward()
+                optimizer.step()
+        trained.append(model[0].parametrizations.weight.original.detach())
+    assert torch.equal(*trained)

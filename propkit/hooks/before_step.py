@@ -1,13 +1,13 @@
 """When the weights of a model are about to change."""
 
-import gc
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from propkit.hooks.owners import Owners, take_out
 
 _WATCHED = 16
 """Parameters, spread over the model, whose gradients are watched."""
@@ -29,14 +29,16 @@ class BeforeStep:
         self._model = model
         self._weigh = weigh
         self._gradients = gradients
-        self._ours: weakref.WeakKeyDictionary[torch.optim.Optimizer, bool] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._owners = Owners(model)
+        self._listening = False
+        self.found = False
+        """Whether such an optimiser has stepped."""
         self._of_steps: list[torch.utils.hooks.RemovableHandle] = []
         self._of_gradients: list[torch.utils.hooks.RemovableHandle] = []
 
     def listen(self) -> None:
         """Begin."""
+        self._listening = True
         # A compiled training step must not compile what happens here.
         steps, arrived = map(torch.compiler.disable, (self._steps, self._arrived))
         self._of_steps = [register_optimizer_step_pre_hook(steps)]
@@ -50,31 +52,21 @@ class BeforeStep:
 
     def remove(self) -> None:
         """Listen no more."""
-        for handle in (*self._of_steps, *self._of_gradients):
+        self._listening = False
+        self._ignore_gradients()
+        take_out(self._of_steps)
+        self._of_steps = []
+
+    def _ignore_gradients(self) -> None:
+        for handle in self._of_gradients:
             handle.remove()
-        self._of_steps, self._of_gradients = [], []
+        self._of_gradients = []
 
     def _arrived(self, _: torch.Tensor) -> None:
         self._weigh()
 
     def _steps(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - a hook
-        if optimizer not in self._ours:
-            self._ours[optimizer] = _holds(optimizer, self._model)
-        if self._ours[optimizer]:
-            for handle in self._of_gradients:
-                handle.remove()
-            self._of_gradients = []
+        if self._listening and optimizer in self._owners:
+            self.found = True
+            self._ignore_gradients()
             self._weigh()
-
-
-def has_optimizer(model: nn.Module) -> bool:
-    """Whether an optimiser of the process holds one of the model's parameters."""
-    # By type(): isinstance would ask lazy objects for their __class__, which wakes them.
-    found = [o for o in gc.get_objects() if issubclass(type(o), torch.optim.Optimizer)]
-    return any(_holds(o, model) for o in found)
-
-
-def _holds(optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:
-    ours = {id(p) for p in model.parameters()}
-    groups = getattr(optimizer, "param_groups", ())
-    return any(id(p) in ours for group in groups for p in group["params"])

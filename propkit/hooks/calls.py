@@ -15,7 +15,7 @@ from propkit.hooks.listener import Listener
 from propkit.hooks.signals import backward_pass, first_tensor, on_gradient, transformed
 from propkit.hooks.traced import SiteHook
 from propkit.hooks.values import FORWARD, GRADIENTS, NEUTRAL, OF_A_CALL, Receiver
-from propkit.sites import Site, weight_of
+from propkit.sites import Site, is_left_over, weight_of
 
 
 class Switchboard(Protocol):
@@ -52,7 +52,7 @@ class SiteTap:
         self.direct = 0  # of them, with gradients enabled: backward runs through their graph
         self.pending: list[_Call] = []  # recomputed calls of a checkpoint, not numbered yet
         self.checkpoint: object = None  # the node of the graph that recomputes
-        self.leaves: dict[tuple[str, int], torch.utils.hooks.RemovableHandle] = {}
+        self.leaves: dict[tuple[str, int, int], torch.utils.hooks.RemovableHandle] = {}
         self.before: torch.Tensor | None = None  # the weight before this step
         self.open: list[_Call] = []
         self.here = [(p, m) for p in site.probes for m in p.measurements]
@@ -196,6 +196,8 @@ class SiteTap:
         """Keep a copy of the weight where its change in this step is asked for."""
         if not self.weighed or self.before is not None:
             return
+        if is_left_over(self.site.module):
+            return  # the step does not change it, the next forward does
         if any(x.of_update and x.probe not in self.taps.disabled for x in self.of_weight):
             weight = weight_of(self.site.module)
             self.before = None if weight is None else weight.clone()
@@ -238,11 +240,14 @@ class _Call:
         if self.recomputing and self.tap.direct == self.tap.calls:
             return
         handle = on_gradient(tensor, self, signal, inputs)
-        if handle is not None:  # one per call of the site, however many forwards a step has
-            old = self.tap.leaves.pop((signal, self.number), None)
+        if (
+            handle is not None
+        ):  # one per leaf and call of the site, however many forwards a step has
+            place = signal, self.number, id(tensor)
+            old = self.tap.leaves.pop(place, None)
             if old is not None:
                 old.remove()
-            self.tap.leaves[signal, self.number] = handle
+            self.tap.leaves[place] = handle
 
     def arrived(self, signal: str, grad: torch.Tensor) -> None:
         """A gradient has come."""

@@ -34,10 +34,14 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 
 def first_tensor(value: Any) -> torch.Tensor | None:
-    """The first floating-point (or complex) tensor of a nested structure, None if there is none."""
+    """The first floating-point (or complex) tensor of a nested structure, None if there is none.
+
+    A sparse or nested one has no shape, or no values, as a probe expects them: it counts as none.
+    """
     # No generator: `torch.compile` traces this function.
     if isinstance(value, torch.Tensor):
-        return value if value.is_floating_point() or value.is_complex() else None
+        plain = value.layout == torch.strided and not value.is_nested
+        return value if plain and (value.is_floating_point() or value.is_complex()) else None
     items: Any = ()
     if isinstance(value, Mapping):
         items = list(value.values())
@@ -55,11 +59,24 @@ def first_tensor(value: Any) -> torch.Tensor | None:
 backward_pass: Callable[[], int] = torch._C._current_graph_task_id
 """Number of the backward pass that runs in this thread, -1 outside one."""
 
-jit_trace: Callable[[], Any] = torch._C._get_tracing_state
-"""The trace of ``torch.jit.trace`` that is under way, which would record what probes do; None outside one."""
-
 transformed: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
 """The `torch.func` transform (grad, vmap, ...) that is tracing, whose tensors cannot be read; None if none is."""
+
+
+_MODES = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
+
+
+def is_traced() -> bool:
+    """Whether a program is being recorded (`torch.jit.trace`, `make_fx`), or tensors have no values (FakeTensorMode)."""
+    if torch._C._get_tracing_state() is not None:
+        return True
+    return any(torch._C._get_dispatch_mode(mode) is not None for mode in _MODES)
+
+
+class _TensorHook(functools.partial[None]):
+    """A hook on a tensor, which a copy of the tensor on a disk or in another process does without."""
+
+    __torch_unserializable__ = True  # no warning when the tensor is saved
 
 
 def on_gradient(
@@ -81,7 +98,7 @@ def on_gradient(
     node = tensor.grad_fn  # a stale view rebuilds its history here; hooking it first would crash
     if node is None and not tensor.requires_grad:
         return None
-    at_tensor = functools.partial(hand_on, receiver, signal)
+    at_tensor = _TensorHook(hand_on, receiver, signal)
     if node is None:
         handle: torch.utils.hooks.RemovableHandle = tensor.register_hook(at_tensor)
         return handle
@@ -96,8 +113,8 @@ def on_gradient(
         _register(tensor, node, at_tensor)
         return None
     view = _View(receiver, signal, tensor, base)
-    tensor.register_hook(functools.partial(_at_view, view))
-    base.register_hook(functools.partial(_at_base, view))
+    tensor.register_hook(_TensorHook(_at_view, view))
+    base.register_hook(_TensorHook(_at_base, view))
     return None
 
 

@@ -11,8 +11,11 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from propkit.hooks.owners import Owners, take_out
+from propkit.hooks.signals import backward_pass
+
 _WATCHED = 16
-"""Parameters, spread over the model, whose gradients tell that a backward pass took place."""
+"""Parameters, spread over the model and over each of its optimisers, whose gradients tell of a backward pass."""
 
 
 class OptimizerSteps:
@@ -21,7 +24,8 @@ class OptimizerSteps:
     Any optimiser that holds one of the model's parameters counts. Several that step after one and the same backward
     pass (matrices by one, the rest by another) make one step, which ends with the last of them; with a backward pass
     between them (the two of a GAN) each makes its own. Which of the two it is shows in the first round, whose step
-    ends with the first optimiser.
+    ends with the first optimiser. Optimisers that step inside a backward pass, as soon as their gradients are there,
+    make one step, which ends with that pass.
 
     Args:
         model: The model.
@@ -41,13 +45,16 @@ class OptimizerSteps:
         self.found: str | None = None
         self._model = weakref.ref(model)
         self._on_step = on_step
-        self._ours: weakref.WeakKeyDictionary[torch.optim.Optimizer, bool] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._listening = True
+        self._owners = Owners(model)
+        self._seen: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._together: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._round: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._backward = True  # one took place since the last optimiser's step
         self._counted = False  # the step of this round
+        self._pass = -1  # the backward pass in which optimisers step
+        self._gradients: dict[int, weakref.ref[torch.Tensor] | None] = {}  # after the last step
+        self._watched: dict[int, torch.utils.hooks.RemovableHandle] = {}
         self._entered: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         # A compiled training step must not compile what happens here.
         before = torch.compiler.disable(self._before)
@@ -65,8 +72,12 @@ class OptimizerSteps:
 
     def remove(self) -> None:
         """Listen no more."""
-        for handle in self._handles:
+        self._listening = False
+        for handle in self._watched.values():
             handle.remove()
+        self._watched.clear()
+        take_out(self._handles)
+        self._handles = []
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - a hook
         self._entered.add(optimizer)
@@ -75,13 +86,14 @@ class OptimizerSteps:
         """Whether a step ends: PyTorch runs the hooks twice where a subclass's ``step`` calls that of its base."""
         entered = optimizer in self._entered
         self._entered.discard(optimizer)
-        return entered
+        return entered and self._listening
 
     def _after_given(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - a hook
         if not self._leaves(optimizer):
             return
         self.found = type(optimizer).__name__
-        self._guarded(self._on_step)
+        if not self._inside_a_backward_pass():
+            self._guarded(self._on_step)
 
     def _after_any(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - a hook
         self._guarded(lambda: self._stepped(optimizer))
@@ -95,21 +107,13 @@ class OptimizerSteps:
             self._on_error(error)
 
     def _stepped(self, optimizer: torch.optim.Optimizer) -> None:
-        if not self._leaves(optimizer):
+        if not self._leaves(optimizer) or optimizer not in self._owners:
             return
-        ours = self._ours.get(optimizer)
-        if ours is None:
-            ours = self._holds_ours(optimizer)
-            if (
-                ours or self.found is not None
-            ):  # until one is found, the parameters may still be exchanged
-                self._ours[optimizer] = ours
-            if ours and self.found is None:
-                self._watch()
-        if not ours:
-            return
+        first = self.found is None
         self.found = type(optimizer).__name__
-        if self._backward or optimizer in self._round:
+        if self._inside_a_backward_pass():
+            return
+        if self._backward or optimizer in self._round or self._has_new_gradients(optimizer):
             if self._round and not self._counted:  # one of those that step together stayed out
                 self._on_step()
             self._round.clear()
@@ -119,23 +123,57 @@ class OptimizerSteps:
             self._together.add(optimizer)
         self._backward = False
         self._round.add(optimizer)
+        if first:
+            model = self._model()
+            self._watch([] if model is None else list(model.parameters()))
+        if optimizer not in self._seen:
+            self._seen.add(optimizer)
+            self._watch([p for group in optimizer.param_groups for p in group["params"]])
+        self._remember_gradients(needed=first or self._owners.several)
         alone = optimizer not in self._together
         if not self._counted and (alone or set(self._together) <= set(self._round)):
             self._counted = True
             self._on_step()
 
-    def _watch(self) -> None:
+    def _inside_a_backward_pass(self) -> bool:
+        """Whether an optimiser steps in one; the step of them all ends with the pass."""
+        running = backward_pass()
+        if running != -1 and running != self._pass:
+            self._pass = running
+            torch.autograd.Variable._execution_engine.queue_callback(self._pass_ends)
+        return running != -1
+
+    def _pass_ends(self) -> None:
+        if self._listening:
+            self._guarded(self._on_step)
+
+    def _watch(self, parameters: list[torch.Tensor]) -> None:
+        """Be told of backward passes that reach some of these."""
+
         def arrived(_: torch.Tensor) -> None:
             self._backward = True
 
-        model = self._model()
-        trained = [p for p in model.parameters() if p.requires_grad and p.is_leaf] if model else []
-        for parameter in trained[:: max(1, len(trained) // _WATCHED)]:
-            self._handles.append(parameter.register_post_accumulate_grad_hook(arrived))
+        trained = [p for p in parameters if p.requires_grad and p.is_leaf]
+        unwatched = [p for p in trained if id(p) not in self._watched]
+        wanted = _WATCHED - (len(trained) - len(unwatched))
+        if wanted > 0:
+            for p in unwatched[:: max(1, len(unwatched) // wanted)]:
+                self._watched[id(p)] = p.register_post_accumulate_grad_hook(arrived)
 
-    def _holds_ours(self, optimizer: torch.optim.Optimizer) -> bool:
-        model = self._model()
-        if model is None:
-            return False
-        ours = {id(p) for p in model.parameters()}
-        return any(id(p) in ours for group in optimizer.param_groups for p in group["params"])
+    def _remember_gradients(self, needed: bool) -> None:
+        """Keep in mind which gradients are there, if another optimiser may step next."""
+        model = self._model() if needed else None
+        self._gradients = {
+            id(p): None if p.grad is None else weakref.ref(p.grad)
+            for p in (() if model is None else model.parameters())
+        }
+
+    def _has_new_gradients(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether others are there than after the last step, as of parameters that were frozen then, or set by hand."""
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and id(p) in self._gradients:
+                    known = self._gradients[id(p)]
+                    if known is None or known() is not p.grad:
+                        return True
+        return False

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from propkit.hooks.before_step import BeforeStep, has_optimizer
+from propkit.hooks.before_step import BeforeStep
 from propkit.hooks.calls import SiteTap
 from propkit.hooks.compiled import Compiled
 from propkit.hooks.hook import Hook, NoticedHook
-from propkit.hooks.signals import backward_pass, jit_trace
+from propkit.hooks.owners import has_optimizer
+from propkit.hooks.signals import backward_pass, is_traced
 from propkit.hooks.values import EVALUATION, NEUTRAL, TRAINING, Key, Place, Receiver
 from propkit.sites import Site, is_kind
 
@@ -168,7 +169,10 @@ class Taps:
                 self.places[call] = Place(order, depths[tap.site.module], *shapes)
 
     def _measure_weights(self) -> None:
-        self._in_step, self._by_hand = True, False
+        self._by_hand = False
+        self._in_step = bool(
+            self._active
+        )  # a step in which nothing is measured is not finished here
         try:
             for tap in self.sites if self._active else ():
                 tap.measure_weight_if_run()
@@ -211,7 +215,7 @@ class Taps:
 
     def _begin(self) -> None:
         self.origin = TRAINING if torch.is_grad_enabled() else EVALUATION
-        self.idle = not self._active or jit_trace() is not None
+        self.idle = not self._active or is_traced()
 
     def _forward_ends(self, *_: Any) -> None:
         if backward_pass() == -1:

@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import propkit
 from propkit.testing import TinyPlain, mlp
@@ -142,3 +144,33 @@ def test_integer_inputs_and_inference_mode() -> None:
         model(ids(2, 3)).sum().backward()
         sgd(model).step()
     assert recorder.run["error_moment"]["site"].values.tolist() == ["embed", "mix", "out"]
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic", "memory"])
+def test_programs_and_estimates_hold_nothing_of_ours(mode: str) -> None:
+    """`make_fx`, and a forward of tensors without values, between two steps."""
+    model, x = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), normal(4, 6)
+    nodes = []
+    with propkit.attach(model) as recorder:
+        for step in range(4):
+            want = oracle.observe(model, classify(x))
+            classify(x)(model).backward()
+            sgd(model).step()
+            if step != 1:
+                continue
+            if mode == "memory":
+                with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+                    model(fake.from_tensor(x)).sum().backward()
+                    model.zero_grad()
+            else:
+                program = make_fx(
+                    lambda x: model(x).sum(), tracing_mode=mode, _allow_non_fake_inputs=True
+                )(x)
+                nodes.append([n.target for n in program.graph.nodes if n.op == "call_function"])
+    assert recorder.run["error_moment"].sizes["step"] == 4
+    assert not recorder.run.attributes["faults"]
+    for name, value in outputs(recorder, -1).items():
+        np.testing.assert_allclose(value, oracle.error_moment(want[name])["output"], **EXACT)
+    if nodes:
+        bare = make_fx(lambda x: model(x).sum(), tracing_mode=mode, _allow_non_fake_inputs=True)(x)
+        assert nodes == [[n.target for n in bare.graph.nodes if n.op == "call_function"]]
