@@ -894,3 +894,123 @@ def test_inductor_gives_the_same_values_and_never_recompiles() -> None:
     assert not counters["graph_break"]
     # the graph itself rounds differently from eager PyTorch, which shows in means close to 0
     assert _check(recorder.run, oracle, rtol=1e-5, atol=1e-6) > 20
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_leaf_is_the_input_of_a_layer(nested: bool) -> None:
+    """A hook in a graph would be put on it again in every run."""
+
+    class Generator(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.z, self.layer = nn.Parameter(torch.ones(1, 4)), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * (self.layer(input=self.z) if nested else self.layer(self.z))
+
+    torch.manual_seed(0)
+    model, x = Generator(), torch.ones(2, 3)
+    bare = copy.deepcopy(model)
+    with propkit.attach(model, probes="gradient_norm", blocks="layer") as recorder:
+        compiled = _compiled(model)
+        for _ in range(4):
+            model.zero_grad()
+            compiled(x).sum().backward()
+            assert not model.z._backward_hooks
+            recorder.step()
+    bare(x).sum().backward()
+    assert torch.equal(model.z.grad, bare.z.grad)
+    norms = recorder.run["gradient_norm"]
+    np.testing.assert_allclose(norms["output"], float(torch.ones(2, 3).sum(0).norm()), rtol=1e-6)
+    if not nested:
+        np.testing.assert_allclose(norms["input"], float(bare.z.grad.norm()), rtol=1e-6)
+    else:  # given by its name, it has no place where a copy could go in
+        assert "input" not in norms or norms["input"].isnull().all()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("layer", [nn.SiLU, nn.Mish, lambda: nn.GroupNorm(2, 8)], ids=str)
+def test_layers_whose_backward_has_two_formulas_are_bit_identical(layer, backend: str) -> None:
+    """Where gradients are enabled in a backward pass, some have one that can be differentiated again."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), layer(), nn.Linear(8, 4))
+    bare, x = copy.deepcopy(model), torch.randn(16, 6)
+    with propkit.attach(model, probes=["error_moment", "activation"]):
+        for m in (model, bare):
+            torch._dynamo.reset()
+            run, optimizer = _compiled(m, backend), sgd(m)
+            for _ in range(3):
+                _step(optimizer, run(x).square().mean())
+    for ours, theirs in zip(model.parameters(), bare.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_frames_that_are_given_up_count_no_calls() -> None:
+    """A break inside a loop: the outer frames are traced, given up, and the inner ones are compiled."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.o = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q = self.q(x)
+            torch._dynamo.graph_break()
+            return self.o(q)
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.fc = Attention(), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(1):
+                x = x + self.attention(x)
+            return x + self.fc(x)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 4)
+            self.layers = nn.ModuleList([Block(), Block()])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    torch.manual_seed(0)
+    found = []
+    model = Net()
+    for watched in (copy.deepcopy(model), copy.deepcopy(model)):
+        with propkit.attach(watched, probes="error_moment") as recorder:
+            run = torch.compile(watched, backend="aot_eager") if found else watched
+            for _ in range(3):
+                run(torch.ones(2, 4)).square().mean().backward()
+                recorder.step()
+        moments = recorder.run["error_moment"]
+        found.append({s: moments.sel(site=s) for s in moments["site"].values.tolist()})
+    eager, compiled = found
+    assert compiled.keys() == eager.keys()
+    for site, values in eager.items():
+        np.testing.assert_allclose(compiled[site]["output"], values["output"], **EXACT)
+        assert int(compiled[site]["depth"]) == int(values["depth"]), site
+
+
+def test_weights_of_a_step_that_the_scaler_skips() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2)), torch.randn(8, 4)
+    optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=4.0)
+    norms = []
+    with propkit.attach(model, probes="weight", scaler=scaler) as recorder:
+        run = _compiled(model)
+        for step in range(5):
+            optimizer.zero_grad()
+            loss = run(x).square().mean()
+            scaler.scale(loss * (float("inf") if step == 3 else 1.0)).backward()
+            norms.append([_norm(layer.weight) for layer in model])
+            scaler.step(optimizer)
+            scaler.update()
+    np.testing.assert_allclose(recorder.run["weight"]["norm"], norms, rtol=1e-6)
+    assert float(recorder.run["weight"]["update_ratio"][3].max()) == 0

@@ -11,7 +11,7 @@ like.
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -66,6 +66,7 @@ class Compiled:
         self._cache = GraphCache()
         self._operators: set[str] = set()
         self._unsaid: list[str] = []
+        self._counters: Mapping[str, Mapping[str, int]] = {}
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
@@ -74,6 +75,7 @@ class Compiled:
         for function in (Hook.__call__, NoticedHook.__call__, SiteHook.__call__, hand_on):
             # Traced as part of a graph, but no graph of its own: between graphs they are called as in eager PyTorch.
             torch._dynamo.eval_frame.skip_code(function.__code__)
+        self._counters = torch._dynamo.utils.counters
         callbacks = torch._dynamo.callback.callback_handler
         if self._compiling not in callbacks.start_callbacks:
             callbacks.start_callbacks.append(self._compiling)
@@ -207,10 +209,18 @@ class Compiled:
 
     def _compiling(self, *_: Any) -> None:
         self._mark()
+        self.numbering.attempt(self._graphs(), self._taps.depth)
         self.guarded(self._taps.expect_trace, None)
 
     def _compiled(self, *_: Any) -> None:
+        self._taps.depth = self.numbering.attempted(self._graphs(), self._taps.depth)
         self.guarded(self._taps.trace_ended, None)
+
+    def _graphs(self) -> int:
+        """Number of graphs that the compiler has made in this process."""
+        return self._counters["stats"][
+            "unique_graphs"
+        ]  # without a word of torch, or it would be compiled here
 
     def _mark(self) -> None:
         """Keep graphs that were made for other models of the same classes, without hooks, from being used for this one.
@@ -253,6 +263,10 @@ class Compiled:
                 tap.keep_weight()
 
     def _deliver(self) -> None:
+        if (
+            not self._weighed and self._before_step.found
+        ):  # a scaler has skipped the optimiser's step
+            self._weigh()
         ran = self._ran | self.buffers.ran()
         self._ran = set()
         self._taps.visit_rest(ran)

@@ -8,7 +8,7 @@ class Numbering:
 
     A trace may be given up and begun again, and one function may be traced several times (for another batch size, for
     unsampled steps): each trace of it begins with the numbers that its first one began with. A forward that is cut
-    into several graphs goes on counting.
+    into several graphs goes on counting, after those that were made.
 
     Attributes:
         sites: Names of all sites that a trace went through.
@@ -20,6 +20,21 @@ class Numbering:
         self._calls: dict[str, int] = {}
         self._open: dict[str, list[tuple[int, str]]] = {}
         self._starts: dict[object, tuple[dict[str, int], int]] = {}
+        self._before: tuple[dict[str, int], int, int] = {}, 0, 0
+
+    def attempt(self, graphs: int, depth: int) -> None:
+        """The compiler, which has made so many graphs, begins another one; so many layers are before it."""
+        self._before = dict(self._calls), graphs, depth
+
+    def attempted(self, graphs: int, depth: int) -> int:
+        """It has ended, with so many graphs; the number of layers that are behind it."""
+        calls, before, start = self._before
+        if graphs != before:
+            return depth
+        # It gave up: what it went through is going to be called, or traced, by itself.
+        self._calls = dict(calls)
+        self._open.clear()
+        return start
 
     def restart(self) -> None:
         """A forward of the model begins."""

@@ -1,6 +1,6 @@
 """What `torch.compile` traces at one end of a site: statistics that add up in small buffers, inside the graph.
 
-Forward statistics go to a buffer under ``no_grad``. Those of a gradient go to one in a tensor hook, which the compiler
+Forward statistics go to a buffer, detached. Those of a gradient go to one in a tensor hook, which the compiler
 makes part of the backward graph: it sees the whole gradient, of all consumers, as in eager PyTorch. No value leaves the
 graph, no Python object changes when it runs, so that there is no graph break. What Python has to know (calls, shapes,
 names) it learns while the graph is traced, from the methods marked ``assume_constant_result``: they run once per trace.
@@ -87,8 +87,8 @@ class SiteHook(Hook):
             return self._trace(module, (args, kwargs), *result)
         return None
 
-    def _trace(self, module: nn.Module, received: Any, *result: Any) -> torch.Tensor | None:
-        """Measure; returns what replaces the module's result, if anything has to."""
+    def _trace(self, module: nn.Module, received: Any, *result: Any) -> Any:
+        """Measure; returns what replaces the module's arguments or its result, if anything has to."""
         tensor = first_tensor(result if result else received)
         number = self.arrive(_static_shape(tensor))
         if not self.variant or number < 0:
@@ -116,6 +116,16 @@ class SiteHook(Hook):
                 later.append(k)
             else:
                 self._add(number, k, module, signals)
+        if later and tensor.requires_grad and tensor.is_leaf:
+            # A hook on a leaf would be put in again whenever the graph runs, and stay: it goes on a copy.
+            args, kwargs = received
+            if result and tensor is result[0]:
+                replaced = tensor = tensor.clone()
+            elif not result and args and tensor is args[0]:
+                tensor = tensor.clone()
+                replaced = (tensor, *args[1:]), kwargs
+            else:
+                return replaced
         if later and tensor.requires_grad:
             self._on_gradient(number, later, module, tensor, signals)
         return replaced
@@ -153,20 +163,23 @@ class SiteHook(Hook):
             if name == "module":
                 arguments[name] = module
             elif name in signals:
-                arguments[name] = signals[name]
+                arguments[name] = signals[name].detach()
                 weighed = signals[name] if weighed is None else weighed
             elif name == "weight":
                 arguments[name] = getattr(module, self.weight_attribute()).detach()
         if weighed is None or len(arguments) < len(m.signals):
             return
-        with torch.no_grad(), torch.autocast(weighed.device.type, enabled=False):
+        # Not `torch.no_grad()`: at its end gradients would be enabled in the middle of the backward pass, for which some
+        # layers (SiLU, group norm) have another formula, of other rounding.
+        with torch.autocast(weighed.device.type, enabled=False):
             values = m.function(**arguments)
             if not isinstance(values, dict):
                 values = {m.function.__name__: values}
             rules = self.rules(number, k, tuple(values), weighed.device.type, weighed.device.index)
             if rules:
+                found = [_detached(value) for value in values.values()]
                 buffer: torch.Tensor = getattr(self, f"b{number}_{k}")
-                buffer.copy_(fold(buffer, rules.split(","), list(values.values()), weighed.numel()))
+                buffer.copy_(fold(buffer, rules.split(","), found, weighed.numel()))
 
     # -- what runs in the middle of a trace, in plain Python ------------------------------------------------------
 
@@ -231,6 +244,10 @@ class SiteHook(Hook):
         if not hasattr(self, f"c{number}"):
             self.owner.buffers.count(self, number, _device(device, index))
         return True
+
+
+def _detached(value: float | torch.Tensor) -> float | torch.Tensor:
+    return value.detach() if isinstance(value, torch.Tensor) else value
 
 
 def _static_shape(tensor: torch.Tensor | None) -> tuple[int, ...] | None:
