@@ -1,6 +1,7 @@
 """Finding a network's blocks, the modules that are seen as one map x_l -> x_{l+1}, without being told."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from torch import nn
@@ -17,8 +18,9 @@ def find_blocks(model: nn.Module) -> list[str]:
     A block is a repeated building stone of a common layout (torchvision's ``layer1.0``, timm's ``stages.0.blocks.1``,
     transformers' ``encoder.layer.3``): a module with its own ``forward``, numbered within a Sequential or a
     ModuleList, that holds at least two parametric layers. Where such modules are nested, those whose class is named
-    like a block (…Block, …Layer, Bottleneck, …) and that hold no other one of these are taken: the blocks of a stage
-    rather than the stage, the layer of a mixture of experts rather than its experts.
+    like a block (…Block, …Layer, Bottleneck, …), that come several in a row somewhere in the network, and that hold no
+    other one of these are taken: the blocks of a stage rather than the stage, the layer of a mixture of experts rather
+    than its experts, an inverted residual rather than its squeeze-and-excitation.
 
     Args:
         model: Any module.
@@ -28,6 +30,9 @@ def find_blocks(model: nn.Module) -> list[str]:
         return []
     named = {n: m for n, m in candidates.items() if _NAMED_LIKE_A_BLOCK.search(type(m).__name__)}
     pool = named or candidates
+    kinds = Counter((name.rpartition(".")[0], type(m)) for name, m in pool.items())
+    in_a_row = {kind for (_, kind), number in kinds.items() if number > 1}
+    pool = {n: m for n, m in pool.items() if type(m) in in_a_row} or pool
     return [name for name in pool if not any(other.startswith(f"{name}.") for other in pool)]
 
 

@@ -80,3 +80,33 @@ def test_attach_uses_the_blocks_it_finds() -> None:
         "blocks.1",
         "blocks.2",
     ]
+
+
+def test_squeeze_and_excitation_is_no_block() -> None:
+    """It comes once in a block, and the blocks come one after the other."""
+
+    class SqueezeExcitation(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1)
+
+    class SELayer(SqueezeExcitation):
+        pass
+
+    class InvertedResidual(nn.Module):
+        def __init__(self, squeeze: type[nn.Module]) -> None:
+            super().__init__()
+            self.block = nn.Sequential(nn.Conv2d(4, 4, 1), squeeze(), nn.Conv2d(4, 4, 1))
+
+    class YLayer(InvertedResidual):
+        pass
+
+    for block, squeeze in ((InvertedResidual, SqueezeExcitation), (YLayer, SELayer)):
+        stages = nn.Sequential(
+            nn.Sequential(block(squeeze), block(squeeze)), nn.Sequential(block(squeeze))
+        )
+        assert find_blocks(_named(features=stages)) == [
+            "features.0.0",
+            "features.0.1",
+            "features.1.0",
+        ]

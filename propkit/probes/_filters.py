@@ -5,7 +5,7 @@ from torch import nn
 
 
 def filter_matrix(weight: torch.Tensor, module: nn.Module | None = None) -> torch.Tensor:
-    """Filters as rows: ``(fan_out, fan_in)``, float64 where the device has it.
+    """Filters as rows: ``(fan_out, fan_in)``, float64 (or complex128) where the device has it.
 
     Args:
         weight: ``(fan_out, C / groups, *kernel)`` or ``(fan_out, fan_in)``; a transposed convolution's is
@@ -17,4 +17,6 @@ def filter_matrix(weight: torch.Tensor, module: nn.Module | None = None) -> torc
         split = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
         weight = split.transpose(1, 2).reshape(groups * weight.shape[1], -1)
     matrix = weight.flatten(1)
-    return matrix if matrix.device.type == "mps" else matrix.double()
+    if matrix.device.type == "mps":
+        return matrix
+    return matrix.to(torch.complex128) if matrix.is_complex() else matrix.double()

@@ -44,7 +44,7 @@ def activation(output: torch.Tensor, module: nn.Module) -> dict[str, float | tor
     calls the smallest share of dead units is kept, an upper bound for the whole step.
 
     Args:
-        output: The layer's output, any shape and floating dtype.
+        output: The layer's output, any shape, floating or complex; of a complex one ``mean`` and ``max`` are NaN.
         module: The layer, which tells ``(N, channels, length)`` from ``(N, tokens, units)``.
 
     Returns:
@@ -52,15 +52,16 @@ def activation(output: torch.Tensor, module: nn.Module) -> dict[str, float | tor
         units), 0-d, float64, or numbers. All are NaN for an empty output (an expert without
         tokens). Where a map has a NaN, none of its values counts as zero.
     """
+    if output.is_complex():  # there is no largest, and a mean would be complex
+        nan = output.new_full((), math.nan, dtype=wide(output))
+        sizes: dict[str, float | torch.Tensor] = activation(output.abs(), module)
+        return sizes | {"mean": nan, "max": nan}
     n = output.numel()
     if not n:
         return dict.fromkeys(_NAMES, output.new_full((), math.nan, dtype=wide(output)))
     if not output.ndim:
         output = output.view(1)
-    channels_first = (
-        isinstance(module, nn.modules.conv._ConvNd) or output.ndim not in _LAST_DIM_UNITS
-    )
-    unit = 1 if channels_first and output.ndim > 1 else output.ndim - 1
+    unit = _unit(output.ndim, module)
     if not torch.compiler.is_compiling() and can_fuse(output):
         fused = _fused(output, unit)
         if fused is not None:
@@ -85,6 +86,13 @@ def activation(output: torch.Tensor, module: nn.Module) -> dict[str, float | tor
         "zeros": 1 - nonzero.sum() / n,
         "dead": (nonzero == 0).to(exact).mean(),
     }
+
+
+def _unit(ndim: int, module: nn.Module) -> int:
+    """Dimension of the units in an output of so many dimensions."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return max(0, ndim - 1 - len(module.kernel_size))  # also without a batch
+    return ndim - 1 if ndim in (1, *_LAST_DIM_UNITS) else 1
 
 
 def _fused(output: torch.Tensor, unit: int) -> dict[str, float | torch.Tensor] | None:

@@ -27,18 +27,20 @@ def weight(weight: torch.Tensor, module: nn.Module) -> dict[str, float | torch.T
         module: The layer, which tells a transposed convolution from an ordinary one.
 
     Returns:
-        ``norm`` ‖W‖_F, ``spectral_norm`` ‖W‖_2 and ``orthonormality`` ‖WᵀW − I‖_F, 0-d, float64. WᵀW − I has at least
-        the norm √(fan_out − fan_in) where there are more filters than dimensions.
+        ``norm`` ‖W‖_F, ``spectral_norm`` ‖W‖_2 and ``orthonormality`` ‖WᵀW − I‖_F (‖WᴴW − I‖_F), 0-d, float64. It is at least
+        √(fan_out − fan_in) where there are more filters than dimensions.
     """
     filters = filter_matrix(weight, module)
     m, n = filters.shape
     small = gram(filters)
-    squares = number(small.diagonal().sum())
+    squares = number(small.diagonal().real.sum())
     finite = isinstance(squares, float) and math.isfinite(squares)
     largest = number(spectral_norm(filters, small, finite))
     # Whichever of WᵀW and WWᵀ is the smaller: the other has m − n eigenvalues 0 more, which are 1 away from those of I.
     small.diagonal().sub_(1)
-    distance = number(small.square_().sum()) + max(m - n, 0)
+    distance = number((small.abs() if small.is_complex() else small).square_().sum()) + max(
+        m - n, 0
+    )
     return {"norm": squares**0.5, "spectral_norm": largest, "orthonormality": distance**0.5}
 
 

@@ -7,8 +7,8 @@ _LANCZOS_STEPS = 40
 
 
 def gram(matrix: torch.Tensor) -> torch.Tensor:
-    """``A Aᵀ`` or ``Aᵀ A``, whichever is smaller, for `matrix` A of shape (m, n); same dtype."""
-    return matrix @ matrix.mT if matrix.shape[0] <= matrix.shape[1] else matrix.mT @ matrix
+    """``A Aᴴ`` or ``Aᴴ A``, whichever is smaller, for `matrix` A of shape (m, n); same dtype."""
+    return matrix @ matrix.mH if matrix.shape[0] <= matrix.shape[1] else matrix.mH @ matrix
 
 
 def spectral_norm(
@@ -21,7 +21,7 @@ def spectral_norm(
     Gaussian matrices, whose spectrum has no gap, and far less where it has one.
 
     Args:
-        matrix: (m, n), floating.
+        matrix: (m, n), floating or complex.
         small_gram: `gram(matrix)` if it is known already.
         finite: Whether it is known that the Gram matrix has neither a NaN nor an inf, which spares some operations.
 
@@ -33,9 +33,8 @@ def spectral_norm(
     if finite and order <= _DENSE:
         largest: torch.Tensor = torch.linalg.eigvalsh(g)[-1].clamp_min(0).sqrt()
         return largest
-    scale = (
-        g.diagonal().sum()
-    )  # the squared Frobenius norm: keeps the iteration in range, carries NaN and inf
+    # the squared Frobenius norm: keeps the iteration in range, carries NaN and inf
+    scale = g.diagonal().real.sum()
     usable = torch.isfinite(scale) & (scale > 0)
     g = torch.where(usable, g / scale, torch.zeros_like(g))
     g = torch.nan_to_num(g)
@@ -45,16 +44,16 @@ def spectral_norm(
 
 
 def _lanczos_top(g: torch.Tensor, steps: int) -> torch.Tensor:
-    """Largest Ritz value of the symmetric `g` in the Krylov space of a fixed, unstructured vector."""
-    index = torch.arange(g.shape[0], device=g.device, dtype=g.dtype)
-    v = torch.sin(1.0 + index * index * 0.7390851332151607)
+    """Largest Ritz value of the Hermitian `g` in the Krylov space of a fixed, unstructured vector."""
+    index = torch.arange(g.shape[0], device=g.device, dtype=g.dtype.to_real())
+    v = torch.sin(1.0 + index * index * 0.7390851332151607).to(g.dtype)
     basis = [v / torch.linalg.vector_norm(v)]
     for _ in range(steps - 1):
         w = g @ basis[-1]
         done = torch.stack(basis, 1)
         for _ in range(2):  # twice is enough
-            w = w - done @ (done.mT @ w)
+            w = w - done @ (done.mH @ w)
         basis.append(w / torch.linalg.vector_norm(w).clamp_min(torch.finfo(w.dtype).tiny))
     q = torch.stack(basis, 1)
-    values: torch.Tensor = torch.linalg.eigvalsh(q.mT @ g @ q)
+    values: torch.Tensor = torch.linalg.eigvalsh(q.mH @ g @ q)
     return values[-1]

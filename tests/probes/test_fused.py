@@ -171,3 +171,15 @@ def test_nowhere_to_keep_what_was_compiled(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(numba, "cfunc", refusing)
     signature = numba.types.float64(numba.types.float64)
     assert _kernels._compile(signature)(lambda x: x + 1).ctypes(2.0) == 3
+
+
+@pytest.mark.parametrize("numba", [True, False])
+def test_dead_channels_of_a_convolution_without_a_batch(numba: bool, monkeypatch) -> None:
+    if not numba:
+        monkeypatch.setattr(sys.modules["propkit.probes.activation"], "can_fuse", lambda _: False)
+    x = torch.randn(4, 6, 6)
+    x[1:3] = 0
+    for layer in (nn.Conv2d(2, 4, 3), nn.ConvTranspose2d(2, 4, 3)):
+        assert float(activation(x, layer)["dead"]) == 0.5
+        assert float(activation(x[None], layer)["dead"]) == 0.5
+    assert float(activation(x[:, 0], nn.Conv1d(2, 4, 3))["dead"]) == 0.5
