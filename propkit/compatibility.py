@@ -1,6 +1,6 @@
 """`compatibility`: which probes will record what on a model, and why others will not."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -107,6 +107,7 @@ class _Arrivals:
 
     def __init__(self) -> None:
         self.seen: set[tuple[str, str, int]] = set()
+        self.variables: dict[int, dict[str, None]] = {}  # by measurement
         self.faults: dict[str, str] = {}
         self.errors: list[Exception] = []
 
@@ -119,6 +120,13 @@ class _Arrivals:
         origin: int,  # noqa: ARG002
     ) -> None:
         self.seen.add((key.site, key.probe, id(measurement)))
+        self.variables.setdefault(id(measurement), {})[key.variable] = None
+
+    def names(self, measurement: Measurement) -> list[str]:
+        """The variables of a function: those that came from other sites, else what it declares."""
+        declared = measurement.units if isinstance(measurement.units, Mapping) else ()
+        name = getattr(measurement.function, "__name__", "values")
+        return [*self.variables.get(id(measurement), declared)] or [name]
 
     def loss_scale(self) -> torch.Tensor | None:
         return None
@@ -149,7 +157,7 @@ def _backward(output: Any, model: nn.Module) -> str:
 def _report(
     site: Site, facts: Facts, depth: int, arrivals: _Arrivals, shared: list[str], failure: str
 ) -> SiteReport:
-    status, reasons = {}, {}
+    status, reasons, lacking = {}, {}, {}
     for p in site.probes:
         # What an optimiser's step changes is not there in a single pass.
         measurements = [m for m in p.measurements if "update" not in m.signals]
@@ -159,11 +167,13 @@ def _report(
         if missing:
             why = arrivals.faults.get(p.name) or _first_reason(missing, facts)
             reasons[p.name] = failure if failure and why == NOTHING_ARRIVED else why
+        if status[p.name] == PARTLY:
+            lacking[p.name] = tuple(v for m in missing for v in arrivals.names(m))
     remarks = peculiarities(facts)
     if shared:
         remarks.append(f"shares its weight with {', '.join(shared)}")
     kind = type(site.module).__name__
-    return SiteReport(site.name, kind, depth, facts.calls, status, reasons, tuple(remarks))
+    return SiteReport(site.name, kind, depth, facts.calls, status, reasons, tuple(remarks), lacking)
 
 
 def _first_reason(missing: list[Measurement], facts: Facts) -> str:

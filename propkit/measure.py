@@ -1,15 +1,17 @@
 """`measure`: the one-shot diagnosis of a model on a batch, before any training."""
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
 from propkit.blocks import find_blocks
+from propkit.diagnosis.batch import check_batch, not_finite
 from propkit.diagnosis.diagnosis import Diagnosis
 from propkit.diagnosis.one_pass import Collector, bare_model, copied, layers, tapped
-from propkit.diagnosis.verdict import Thresholds
+from propkit.diagnosis.verdict import Thresholds, checked
 from propkit.notices import say
 from propkit.probe import Probe
 from propkit.recording.layout import Layout
@@ -66,7 +68,9 @@ def measure(
             else the forward pass alone is measured.
         probes: Names, or functions decorated with `propkit.probe`; by default the default ones of `propkit.attach` and
             ``representation``.
-        thresholds: From where on a layer is called unhealthy.
+        thresholds: From where on a layer is called unhealthy: a `propkit.diagnosis.verdict.Thresholds`, of which each
+            value has a default, so ``Thresholds(dead=0.7)`` changes one. ``diagnosis.judged_by(Thresholds(...))``
+            judges what was measured by others.
         include: As in `propkit.attach`.
         exclude: As in `propkit.attach`.
         blocks: As in `propkit.attach`.
@@ -77,12 +81,16 @@ def measure(
         The diagnosis: a table when it is shown, datasets by the probes' names, verdicts.
 
     Raises:
-        TypeError: `model` is no module, or `loss` gives no scalar tensor.
-        ValueError: There is no target for the loss, a pattern matches no module, a probe is unknown, or the model
-            cannot be observed.
+        TypeError: `model` is no module, `thresholds` are no `Thresholds`, or `loss` gives no scalar tensor.
+        ValueError: There is no target for the loss, the batch is empty, a pattern matches no module, a probe is
+            unknown, or the model cannot be observed: it is on the meta device, for one.
     """
+    thresholds = checked(thresholds)
     model = bare_model(model, "measure")
+    _check_values(model)
     inputs, target = _split(inputs, loss)
+    check_batch(inputs, keywords)
+    strange = not_finite(inputs, target, keywords)
     found = find_probes([*DEFAULT_PROBES, "representation"] if probes is None else probes)
     sites, notes = find_sites(
         model, found, include, exclude, find_blocks(model) if blocks is None else blocks
@@ -100,10 +108,16 @@ def measure(
         elif value.requires_grad:
             differentiate(value, model)
         else:
-            notes.append("the loss requires no gradient: all parameters are frozen or detached")
+            some = next(model.parameters(), None) is not None
+            why = "all parameters are frozen or detached" if some else "the model has no parameters"
+            notes.append(f"the loss requires no gradient: {why}")
+    if strange:
+        notes.append(f"NaN or infinite values were given to the model: {strange}")
     attributes = describe_run(model, label, None, None)
     number = None if value is None else float(value.detach())
     attributes |= {"notes": notes, "training": model.training, "loss": number}
+    if strange:
+        attributes["input_not_finite"] = strange
     writer = MemoryWriter(attributes)
     collector.write(writer, taps.places)
     from propkit.store.run import Run
@@ -112,9 +126,19 @@ def measure(
         Run.from_memory(writer),
         layers(taps.places, sites),
         collector.measured,
-        thresholds or Thresholds(),
+        thresholds,
         number,
     )
+
+
+def _check_values(model: torch.nn.Module) -> None:
+    named = itertools.chain(model.named_parameters(), model.named_buffers())
+    meta = next((name for name, tensor in named if tensor.is_meta), None)
+    if meta is not None:
+        raise ValueError(
+            f"measure: {meta!r} is on the meta device, so it has no values to measure; materialise the model with "
+            "model.to_empty(device='cpu') and initialise it, or load its weights"
+        )
 
 
 def _split(inputs: tuple[Any, ...], loss: Loss | None) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

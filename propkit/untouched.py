@@ -18,11 +18,11 @@ _HOOK_TABLES = ("_forward_pre_hooks", "_forward_hooks")
 def untouched(model: nn.Module) -> Iterator[None]:
     """Whatever runs inside, `model` and the random states are left as they were, also after an exception.
 
-    That is: buffers (the model works on copies meanwhile), every attribute of its modules (training mode, cached
-    tensors), ``requires_grad`` and hooks of its parameters, weights that their own forward rescales (an embedding's
-    ``max_norm``), and the random states of torch on the CPU and on CUDA, of Python and of NumPy. Recorders that are
-    attached to the model do not notice. Not covered: the contents of lists, dicts and other objects that a module
-    holds, generators of its own, and gradients, which `differentiate` keeps.
+    That is: buffers (the model works on copies meanwhile, as of parameters made in inference mode), every attribute of
+    its modules (training mode, cached tensors), ``requires_grad`` and hooks of its parameters, weights that their own
+    forward rescales (an embedding's ``max_norm``), and the random states of torch on the CPU and on CUDA, of Python and
+    of NumPy. Recorders that are attached to the model do not notice. Not covered: the contents of lists, dicts and
+    other objects that a module holds, generators of its own, and gradients, which `differentiate` keeps.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_random_states())
@@ -33,7 +33,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
             else:
                 stack.enter_context(_attributes(module))
                 stack.enter_context(_without_recorders(module))
-        stack.enter_context(_copied_buffers(model))
+        stack.enter_context(_copied_tensors(model))
         stack.enter_context(_eagerly())
         yield
 
@@ -99,13 +99,18 @@ def _parameters(model: nn.Module) -> Iterator[None]:
     rescaled = [
         (m.weight, m.weight.detach().clone())
         for m in model.modules()
-        if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.max_norm is not None
+        if isinstance(m, (nn.Embedding, nn.EmbeddingBag))
+        and m.max_norm is not None
+        and not m.weight.is_inference()  # then the copy is rescaled
     ]
     try:
         yield
     finally:
         for p, requires_grad, hooks in kept:
-            p.requires_grad_(requires_grad)
+            if (
+                p.requires_grad != requires_grad
+            ):  # parameters made in inference mode refuse to be asked
+                p.requires_grad_(requires_grad)
             if hooks is None and p._backward_hooks is not None:
                 p._backward_hooks = None
             elif hooks is not None:
@@ -131,9 +136,13 @@ def _attributes(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _copied_buffers(model: nn.Module) -> Iterator[None]:
-    """The modules work on copies of their buffers; `_attributes` puts the originals back."""
-    copies: dict[int, torch.Tensor] = {}  # a buffer that two modules share stays shared
+def _copied_tensors(model: nn.Module) -> Iterator[None]:
+    """The modules work on copies of their buffers; `_attributes` puts the originals back.
+
+    So they do with parameters that were made in inference mode, which cannot take part in a backward pass.
+    """
+    copies: dict[int, torch.Tensor] = {}  # a tensor that two modules share stays shared
+    parameters: dict[int, nn.Parameter] = {}
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
@@ -143,6 +152,11 @@ def _copied_buffers(model: nn.Module) -> Iterator[None]:
                     copy = buffer.detach().clone()
                     copies[id(buffer)] = copy.requires_grad_(buffer.requires_grad)
                 module._buffers[name] = copies[id(buffer)]
+        for name, p in module._parameters.items():
+            if p is not None and p.is_inference():
+                if id(p) not in parameters:
+                    parameters[id(p)] = nn.Parameter(p.detach().clone(), p.requires_grad)
+                module._parameters[name] = parameters[id(p)]
     yield
 
 

@@ -145,6 +145,16 @@ class Outputs(nn.Module):
         return {"words": 3, "nested": (self.lstm(hidden[:, None])[0], None)}
 
 
+def test_partly_is_explained_where_it_is_shown() -> None:
+    report = propkit.compatibility(mlp(), torch.randn(4, 12), probes=["error_moment", "weight"])
+    assert _site(report, "0").missing == {"error_moment": ("input",)}
+    assert _site(report, "2").missing == {}
+    for shown in (repr(report), report._repr_html_()):
+        assert "partly: 0 without error_moment.input: its input needs no gradient" in shown
+    frozen = mlp().requires_grad_(False)  # nothing is partly there, so nothing is said
+    assert "partly" not in repr(propkit.compatibility(frozen, torch.randn(4, 12)))
+
+
 def test_outputs_that_are_no_tensor() -> None:
     report = propkit.compatibility(
         Outputs(), torch.randn(5, 6), probes=["error_moment", "activation"]

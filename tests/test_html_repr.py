@@ -188,6 +188,23 @@ def test_a_diagnosis_and_a_table_of_sites_escape_the_names_of_modules() -> None:
         assert EVIL in [cells[1] for cells in page.cells]
 
 
+def test_colors_are_those_of_a_browser_and_of_a_terminal() -> None:
+    from matplotlib.colors import CSS4_COLORS
+    from rich.color import Color
+
+    from propkit.diagnosis import diagnosis
+    from propkit.store import study
+
+    for color in {*diagnosis._COLORS.values(), *study._COLORS.values(), "red"}:
+        assert color in CSS4_COLORS
+        Color.parse(color)
+    assert len(set(diagnosis._COLORS.values())) == len(diagnosis._COLORS)
+    layers = [m for _ in range(12) for m in (nn.Linear(8, 8), nn.Sigmoid())]
+    found = propkit.measure(nn.Sequential(*layers), torch.randn(9, 8), loss=lambda o: o.sum())
+    assert "vanishing" in found.verdict
+    assert f"color:{diagnosis._COLORS['vanishing']}" in found._repr_html_()
+
+
 def test_a_diagnosis_of_many_layers_is_short_as_text() -> None:
     model = deep([f"layer{i}" for i in range(300)])
     diagnosis = propkit.measure(

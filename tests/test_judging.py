@@ -90,6 +90,27 @@ def test_what_was_measured_as_nan_explodes_and_what_was_not_measured_does_not() 
     assert [f.verdict for f in found["b"]] == ["singular"]
 
 
+def test_an_output_without_elements_is_not_judged() -> None:
+    """As that of an expert that was given no token."""
+    layers = {"a": Layer(1, (8, 16)), "idle": Layer(1, (0, 16), 0), "b": Layer(2, (8, 4))}
+    columns = {"activation_moment": {"a": 1.0, "idle": math.nan, "b": math.nan}}
+    found = judge_layers(columns, layers, Thresholds())
+    assert {site: [f.verdict for f in fs] for site, fs in found.items()} == {
+        "a": [],
+        "b": ["exploding"],
+    }
+
+
+def test_what_a_layer_was_given_is_no_fault_of_it() -> None:
+    layers = {"a": Layer(1, (8, 16)), "b": Layer(2, (8, 16)), "c": Layer(3, (8, 4))}
+    columns = {
+        "activation_moment": {"a": 1.0, "b": math.inf, "c": 1.0},
+        "error_moment": {"a": 0.0, "b": 1.0, "c": math.nan},
+    }
+    found = judge_layers(columns, layers, Thresholds(), finite_input=False)
+    assert {site: [f.verdict for f in fs] for site, fs in found.items()} == {"a": ["vanishing"]}
+
+
 def test_the_last_layer_s_conditioning_is_not_judged() -> None:
     layers = {"a": Layer(1, (8, 16)), "b": Layer(2, (8, 16))}
     columns = {"activation_moment": {"a": 1.0, "b": 1.0}, "effective_rank": {"a": 1.0, "b": 1.0}}

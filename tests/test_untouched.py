@@ -202,3 +202,34 @@ def test_scripted_parts_keep_their_statistics() -> None:
     found = propkit.measure(model, torch.randn(8, 12), torch.arange(8) % 3, loss=F.cross_entropy)
     assert any("TorchScript" in note for note in found.run.attributes["notes"])
     _assert_same(before, dict(model.named_buffers()))
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_model_made_in_inference_mode_is_measured_and_kept(trainable: bool) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(5, 12, max_norm=0.5)
+            self.norm, self.head = nn.BatchNorm1d(12), nn.Linear(12, 5)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, index: torch.Tensor) -> torch.Tensor:
+            return self.head(self.norm(self.embedding(index)))
+
+    with torch.inference_mode():
+        model = Tied().requires_grad_(trainable)
+    index = torch.arange(8) % 5
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    attributes = [{k: id(v) for k, v in m.__dict__.items()} for m in model.modules()]
+    found = propkit.measure(model, index, index, loss=F.cross_entropy)
+    assert propkit.compatibility(model, index).sites
+    _assert_same(before, dict(model.state_dict()))
+    assert attributes == [{k: id(v) for k, v in m.__dict__.items()} for m in model.modules()]
+    assert all(p.requires_grad == trainable and p.grad is None for p in model.parameters())
+    assert model.head.weight is model.embedding.weight
+    assert model.head.weight.is_inference()
+    plain = Tied().requires_grad_(trainable)
+    plain.load_state_dict({name: value.clone() for name, value in model.state_dict().items()})
+    expected = propkit.measure(plain, index, index, loss=F.cross_entropy)
+    assert found.table.drop_attrs().equals(expected.table.drop_attrs())
+    assert ("error_moment" in found.run) == trainable

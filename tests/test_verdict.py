@@ -11,7 +11,7 @@ from torch import nn
 import propkit
 from propkit.diagnosis.diagnosis import Diagnosis
 from propkit.diagnosis.verdict import Evidence, Thresholds, judge
-from propkit.testing import TinyResNet
+from propkit.testing import TinyResNet, mlp
 from tests.conftest import make_case
 
 
@@ -220,3 +220,44 @@ def test_the_most_severe_problem_comes_first() -> None:
     assert found == ["exploding", "dead", "vanishing", "singular"]
     loose = Thresholds(exploding=1e6, dead=1.0, vanishing_signal=0.0, mean_cosine=1.0)
     assert judge(everything, loose) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [
+        ("dead", 7, ValueError),
+        ("dead", -1, ValueError),
+        ("dead", math.nan, ValueError),
+        ("mean_cosine", 5, ValueError),
+        ("effective_rank", math.nan, ValueError),
+        ("effective_rank", -1.0, ValueError),
+        ("evidence", -3, ValueError),
+        ("evidence", 0, ValueError),
+        ("exploding", math.nan, ValueError),
+        ("vanishing", "a", TypeError),
+        ("evidence", 2.5, TypeError),
+        ("dead", None, TypeError),
+        ("dead", True, TypeError),
+    ],
+)
+def test_thresholds_out_of_range_are_refused_by_name(field: str, value: object, kind) -> None:
+    with pytest.raises(kind, match=rf"{field}.*expected|expected.*{field}") as caught:
+        Thresholds(**{field: value})
+    assert str(value) in str(caught.value)
+
+
+def test_thresholds_may_be_numbers_of_numpy_and_switch_a_verdict_off() -> None:
+    Thresholds(dead=np.float32(0.5), evidence=np.int64(4))
+    Thresholds(vanishing=0, exploding=math.inf, effective_rank=0, dead=1, mean_cosine=1)
+
+
+def test_other_thresholds_are_refused_before_the_model_runs() -> None:
+    model, ran = mlp(), []
+    model.register_forward_hook(lambda *_: ran.append(1))
+    x = torch.randn(8, 12)
+    for given in ({"dead": 0.1}, 0.1, Thresholds):
+        with pytest.raises(TypeError, match=r"from propkit\.diagnosis\.verdict import Thresholds"):
+            propkit.measure(model, x, thresholds=given)
+    assert ran == []
+    with pytest.raises(TypeError, match="expected a Thresholds, found dict"):
+        propkit.measure(model, x).judged_by({"dead": 0.1})

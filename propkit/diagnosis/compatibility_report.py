@@ -1,8 +1,8 @@
 """`Compatibility`: the report of `propkit.compatibility`, as a table and as a list of problems."""
 
 import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class SiteReport:
             the probes that select the site.
         reasons: Probe -> why not, or why partly.
         remarks: What is special about it, and handled.
+        missing: Probe -> the variables that it lacks, where it applies partly.
     """
 
     site: str
@@ -54,6 +55,7 @@ class SiteReport:
     probes: dict[str, str]
     reasons: dict[str, str]
     remarks: tuple[str, ...]
+    missing: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Compatibility:
@@ -128,25 +130,52 @@ class Compatibility:
         verdict = (
             f"{len(sites)} of {len(self.sites)} sites have problems" if sites else "no problem"
         )
+        peculiar = any(s.remarks for s in self.sites)
         return Sheet(
             f"{self.model}: {len(self._probes)} probes, {len(self.sites)} sites, {verdict}",
-            ["depth", "site", "type", "calls", *self._probes, "remarks"],
+            ["depth", "site", "type", "calls", *self._probes, *(["remarks"] if peculiar else [])],
             [
                 [str(s.depth), s.site, s.type, str(s.calls)]
                 + [s.probes.get(p, "") for p in self._probes]
-                + ["; ".join(s.remarks)]
+                + (["; ".join(s.remarks)] if peculiar else [])
                 for s in self.sites
             ],
             ["red" if s.site in sites else "" for s in self.sites],
-            [True, False, False, True, *(False for _ in self._probes), False],
-            [*self._summaries(), *self.remarks],
+            [
+                True,
+                False,
+                False,
+                True,
+                *(False for _ in self._probes),
+                *([False] if peculiar else []),
+            ],
+            [*self._problem_lines(), *self._partly_lines(), *self.remarks],
+            ranks=[0, 0, 3, 4, *(1 for _ in self._probes), *([2] if peculiar else [])],
+            colored=1,
+            elsewhere=".table (remarks: .sites)" if peculiar else ".table",
         )
 
-    def _summaries(self) -> Iterator[str]:
+    def _problem_lines(self) -> Iterator[str]:
         """Problems of many sites in one line each."""
         sites: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         for problem in self.problems:
             sites.setdefault((problem.reason, problem.probes), []).append(problem.site)
         for (reason, names), where in sites.items():
-            shown = ", ".join(where[:4]) + (f" and {len(where) - 4} more" if where[4:] else "")
-            yield f"{shown}: no {', '.join(names)}: {reason}"
+            yield f"{_some(where)}: no {', '.join(names)}: {reason}"
+
+    def _partly_lines(self) -> Iterator[str]:
+        """What "partly" means: which variables are missing where, and why."""
+        sites: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for site in self.sites:
+            by_reason: dict[str, list[str]] = {}
+            for probe, variables in site.missing.items():
+                lacking = by_reason.setdefault(site.reasons[probe], [])
+                lacking += [f"{probe}.{variable}" for variable in variables]
+            for reason, names in by_reason.items():
+                sites.setdefault((reason, tuple(names)), []).append(site.site)
+        for (reason, names_), where in sites.items():
+            yield f"partly: {_some(where)} without {', '.join(names_)}: {reason}"
+
+
+def _some(sites: Sequence[str]) -> str:
+    return ", ".join(sites[:4]) + (f" and {len(sites) - 4} more" if sites[4:] else "")

@@ -10,7 +10,7 @@ import numpy as np
 from propkit.diagnosis.judging import Column, families, judge_layers, quotient, relative_to_last
 from propkit.diagnosis.one_pass import Layer
 from propkit.diagnosis.render import Sheet, number
-from propkit.diagnosis.verdict import HEALTHY, NAN, Finding, Thresholds, overall
+from propkit.diagnosis.verdict import HEALTHY, NAN, Finding, Thresholds, checked, overall
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -19,23 +19,30 @@ if TYPE_CHECKING:
     from propkit.store.run import Run
 
 _COLUMNS = {
-    "activation_moment": ("q out", "mean square of the output"),
-    "error_moment": ("q error", "mean square of the error at the output"),
-    "error_ratio": ("to last", "error moment relative to the last layer"),
-    "consecutive_ratio": ("to next", "error moment relative to the next layer"),
-    "gradient_norm_ratio": ("out/in", "norm of the gradient at the output, relative to the input"),
-    "dead": ("dead", "share of dead units"),
-    "condition_number": ("cond", "condition number of the representation"),
-    "effective_rank": ("rank", "effective rank of the representation"),
-    "mean_cosine": ("cosine", "mean cosine of the samples' representations"),
+    "activation_moment": ("q out", 4, "mean square of the output"),
+    "error_moment": ("q error", 7, "mean square of the error at the output"),
+    "error_ratio": ("to last", 1, "error moment relative to the last layer"),
+    "consecutive_ratio": ("to next", 10, "error moment relative to the next layer"),
+    "gradient_norm_ratio": (
+        "out/in",
+        9,
+        "norm of the gradient at the output, relative to the input",
+    ),
+    "dead": ("dead", 3, "share of dead units"),
+    "condition_number": ("cond", 8, "condition number of the representation"),
+    "effective_rank": ("rank", 6, "effective rank of the representation"),
+    "mean_cosine": ("cosine", 5, "mean cosine of the samples' representations"),
 }
+"""Variable -> title, rank (the type's is 2: see `Sheet`), long name."""
+
 _COLORS = {
     "exploding": "red",
     "dead": "magenta",
-    "vanishing": "orange3",
+    "vanishing": "tan",
     "singular": "blue",
     HEALTHY: "green",
 }
+"""Names that both rich and CSS know, of which there are few."""
 
 
 class Diagnosis:
@@ -59,7 +66,7 @@ class Diagnosis:
     ) -> None:
         self.run = run
         self.loss = loss
-        self.thresholds = thresholds
+        self.thresholds = checked(thresholds)
         self._layers = {layer.site: layer for layer in layers}
         self._measured = frozenset(measured)
 
@@ -68,7 +75,7 @@ class Diagnosis:
         return self.run[group]
 
     def judged_by(self, thresholds: Thresholds) -> "Diagnosis":
-        """The same measurement judged by other thresholds."""
+        """The same measurement judged by other thresholds, ``propkit.diagnosis.verdict.Thresholds(dead=0.7)``, say."""
         return Diagnosis(self.run, self._layers.values(), self._measured, thresholds, self.loss)
 
     @functools.cached_property
@@ -88,7 +95,7 @@ class Diagnosis:
             name: ("site", np.array([column.get(s, NAN) for s in sites], dtype=np.float64))
             for name, column in self._columns.items()
         }
-        for name, (_, title) in _COLUMNS.items():
+        for name, (_, _, title) in _COLUMNS.items():
             data[name] = (*data[name], {"long_name": title})
         found = [self._findings.get(s) for s in sites]
         data["verdict"] = ("site", _strings(f if f is None else _verdict(f) for f in found))
@@ -105,7 +112,14 @@ class Diagnosis:
     @functools.cached_property
     def verdict(self) -> str:
         """One line for the whole model."""
-        return overall(list(self._findings), list(self._findings.values()))
+        line = overall(list(self._findings), list(self._findings.values()))
+        if not self._blameless:
+            return line
+        many = f"{len(self._blameless)} layers" if self._blameless[1:] else self._blameless[0]
+        return (
+            f"the input itself is not finite ({self._strange_input}), so {many} whose output or error is not finite "
+            f"cannot be judged; {line}"
+        )
 
     @property
     def problems(self) -> dict[str, list[Finding]]:
@@ -114,8 +128,8 @@ class Diagnosis:
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing was found at any layer."""
-        return not self.problems
+        """Whether nothing was found at any layer, and the input was not what made one impossible to judge."""
+        return not self.problems and not self._blameless
 
     def print(self) -> None:
         """Print the whole table to the terminal, in color where it has any."""
@@ -156,8 +170,20 @@ class Diagnosis:
     @functools.cached_property
     def _findings(self) -> dict[str, list[Finding]]:
         """What was found at each site that can be judged, in the order of execution."""
+        return self._judge(finite_input=not self._strange_input)
+
+    @functools.cached_property
+    def _blameless(self) -> list[str]:
+        """Sites that are not judged because the input was not finite."""
+        return [s for s in self._judge(finite_input=True) if s not in self._findings]
+
+    def _judge(self, finite_input: bool) -> dict[str, list[Finding]]:
         columns = {**self._columns, "weight_norm": self._read("weight", "norm")}
-        return judge_layers(columns, self._layers, self.thresholds)
+        return judge_layers(columns, self._layers, self.thresholds, finite_input=finite_input)
+
+    @property
+    def _strange_input(self) -> str:
+        return str(self.run.attributes.get("input_not_finite", ""))
 
     def _read(self, group: str, variable: str) -> dict[str, float]:
         """Site -> value, of the sites where it was measured."""
@@ -188,6 +214,8 @@ class Diagnosis:
             colors,
             [True, False, False, *(True for _ in shown), False],
             list(notes),
+            ranks=[0, 0, 2, *(_COLUMNS[c][1] for c in shown), 0],
+            elsewhere=".table",
         )
 
 

@@ -81,7 +81,11 @@ def quotient(above: Column, below: Column) -> dict[str, float]:
 
 
 def judge_layers(
-    columns: Mapping[str, Column], layers: Mapping[str, Judged], thresholds: Thresholds
+    columns: Mapping[str, Column],
+    layers: Mapping[str, Judged],
+    thresholds: Thresholds,
+    *,
+    finite_input: bool = True,
 ) -> dict[str, list[Finding]]:
     """What is wrong with each layer whose output or error was measured.
 
@@ -91,9 +95,12 @@ def judge_layers(
             not finite; what was not measured is not there.
         layers: Site -> layer, in the order of execution. ``site#1`` is the second call of ``site`` and has its weight.
         thresholds: What the verdicts are made by.
+        finite_input: Whether what the network was given was finite. If not, what is not finite within it is no fault
+            of a layer, and such layers are not judged.
 
     Returns:
-        Site -> findings, the most severe first, none for a healthy layer; in the order of execution.
+        Site -> findings, the most severe first, none for a healthy layer; in the order of execution. Layers whose
+        output has no elements (an expert that was given no token) are not judged.
     """
 
     def value(name: str, site: str) -> float:
@@ -111,10 +118,15 @@ def judge_layers(
     for site, layer in layers.items():
         if site not in columns.get("error_moment", {}) and site not in signal:
             continue
+        if 0 in layer.shape:
+            continue
+        error, output = moment("error_moment", site), moment("activation_moment", site)
+        if not finite_input and math.inf in (error, output):
+            continue
         evidence = Evidence(
-            error_moment=moment("error_moment", site),
+            error_moment=error,
             error_ratio=value("error_ratio", site),
-            activation_moment=moment("activation_moment", site),
+            activation_moment=output,
             activation_ratio=relative.get(site, NAN),
             dead=value("dead", site),
             effective_rank=value("effective_rank", site),

@@ -1,4 +1,4 @@
-"""One table, three ways to show it: plain text, a rich table in a terminal, HTML in a notebook."""
+"""One table, three ways to show it: plain text, HTML in a notebook, `rich` in a terminal."""
 
 import html
 from collections.abc import Sequence
@@ -20,9 +20,13 @@ class Sheet:
         headline: One line above the table.
         columns: Titles of the columns.
         rows: Cells, as many per row as there are columns.
-        colors: A color per row (a name that both rich and CSS know), "" for none; of its last cell.
+        colors: A color per row (a name that both rich and CSS know), "" for none; of one of its cells.
         numeric: Which columns are aligned to the right.
         remarks: Lines below the table.
+        ranks: A number per column: 0 is always shown; the higher, the sooner a narrow terminal does without it. By
+            default the first and the last column are always shown.
+        colored: Which cell of a row has its color.
+        elsewhere: Where the reader finds what a narrow terminal leaves out.
     """
 
     headline: str
@@ -31,6 +35,14 @@ class Sheet:
     colors: Sequence[str]
     numeric: Sequence[bool]
     remarks: Sequence[str] = ()
+    ranks: Sequence[int] = ()
+    colored: int = -1
+    elsewhere: str = ""
+
+    def importance(self) -> Sequence[int]:
+        """The rank of each column."""
+        last = len(self.columns) - 1
+        return self.ranks or [0 if i in (0, last) else i for i in range(len(self.columns))]
 
     def text(self) -> str:
         """Plain text; a long table is shortened in the middle.
@@ -66,7 +78,8 @@ class Sheet:
                 for cell, right in zip(row, self.numeric, strict=True)
             ]
             if color and cells:
-                cells[-1] = f'<td style="text-align:left;color:{color}">{html.escape(row[-1])}</td>'
+                i = self.colored % len(row)
+                cells[i] = f'<td style="text-align:left;color:{color}">{html.escape(row[i])}</td>'
             body.append(f"<tr>{''.join(cells)}</tr>")
         remarks = "".join(f"<li>{html.escape(r)}</li>" for r in self.remarks)
         return (
@@ -77,24 +90,10 @@ class Sheet:
         )
 
     def rich(self) -> "RenderableType":
-        """A renderable for `rich`; markup in names is shown as it is."""
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
+        """A renderable for `rich`, which fits the width of the terminal."""
+        from propkit.diagnosis.terminal import Fitted
 
-        table = Table(show_edge=False, pad_edge=False)
-        for title, right in zip(self.columns, self.numeric, strict=True):
-            table.add_column(
-                Text(title), justify="right" if right else "left", no_wrap=right, overflow="fold"
-            )
-        for row, color in zip(self.rows, self.colors, strict=True):
-            cells = [Text(cell) for cell in row]
-            if color and cells:
-                cells[-1].stylize(color)
-            table.add_row(*cells)
-        return Group(
-            Text(self.headline, style="bold"), table, *(Text(f"- {r}") for r in self.remarks)
-        )
+        return Fitted(self)
 
 
 def number(value: float) -> str:

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import NamedTuple
 
 HEALTHY = "healthy"
@@ -52,6 +53,13 @@ class Thresholds:
     evidence: int = 8
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            kind, name = (
+                (Integral, "a whole number") if f.name == "evidence" else (Real, "a number")
+            )
+            if isinstance(value, bool) or not isinstance(value, kind):
+                raise TypeError(f"{f.name}: expected {name}, found {value!r}")
         for low, high in (
             ("vanishing", "exploding"),
             ("vanishing_signal", "exploding_signal"),
@@ -60,6 +68,30 @@ class Thresholds:
                 raise ValueError(
                     f"expected 0 <= {low} < 1 < {high}, found {getattr(self, low)} and {getattr(self, high)}"
                 )
+        for field, expected, holds in (
+            ("dead", "a share above 0 and up to 1", 0 < self.dead <= 1),
+            ("effective_rank", "a finite number from 0 on", 0 <= self.effective_rank < math.inf),
+            ("mean_cosine", "a cosine, -1 to 1", -1 <= self.mean_cosine <= 1),
+            ("evidence", "1 or more", self.evidence >= 1),
+        ):
+            if not holds:
+                raise ValueError(f"{field}: expected {expected}, found {getattr(self, field)}")
+
+
+def checked(thresholds: object) -> Thresholds:
+    """The thresholds, None standing for the defaults.
+
+    Raises:
+        TypeError: They are something else.
+    """
+    if thresholds is None:
+        return Thresholds()
+    if not isinstance(thresholds, Thresholds):
+        raise TypeError(
+            f"thresholds: expected a Thresholds, found {type(thresholds).__name__}; for other values than the "
+            "defaults: from propkit.diagnosis.verdict import Thresholds, then thresholds=Thresholds(dead=0.7)"
+        )
+    return thresholds
 
 
 @dataclass(frozen=True)

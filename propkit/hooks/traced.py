@@ -169,8 +169,8 @@ class SiteHook(Hook):
                 arguments[name] = getattr(module, self.weight_attribute()).detach()
         if weighed is None or len(arguments) < len(m.signals):
             return
-        # Not `torch.no_grad()`: at its end gradients would be enabled in the middle of the backward pass, for which some
-        # layers (SiLU, group norm) have another formula, of other rounding.
+        # Not `torch.no_grad()`: at its end gradients would be enabled in the middle of the backward pass, for which
+        # some layers (SiLU, group norm) have another formula, of other rounding.
         with torch.autocast(weighed.device.type, enabled=False):
             values = m.function(**arguments)
             if not isinstance(values, dict):

@@ -27,8 +27,8 @@ def weight(weight: torch.Tensor, module: nn.Module) -> dict[str, float | torch.T
         module: The layer, which tells a transposed convolution from an ordinary one.
 
     Returns:
-        ``norm`` ‖W‖_F, ``spectral_norm`` ‖W‖_2 and ``orthonormality`` ‖WᵀW − I‖_F (‖WᴴW − I‖_F), 0-d, float64. It is at least
-        √(fan_out − fan_in) where there are more filters than dimensions.
+        ``norm`` ‖W‖_F, ``spectral_norm`` ‖W‖_2 and ``orthonormality`` ‖WᵀW − I‖_F (‖WᴴW − I‖_F), 0-d, float64.
+        ‖WᵀW − I‖_F is at least √(fan_out − fan_in) where there are more filters than dimensions.
     """
     filters = filter_matrix(weight, module)
     m, n = filters.shape

@@ -260,7 +260,7 @@ class Study:
             yield f"still being written, as of now: {', '.join(running[:_NAMED])}{more}; refresh() reads on"
 
 
-_COLORS = {STATES[0]: "blue", STATES[2]: "orange3", STATES[3]: "red", DIED: "red"}
+_COLORS = {STATES[0]: "blue", STATES[2]: "tan", STATES[3]: "red", DIED: "red"}
 
 
 def open_study(
