@@ -29,9 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     found = commands()
     for name, command in found.items():
-        sub = subparsers.add_parser(
-            name, help=command.SUMMARY, description=f"{command.SUMMARY}.".capitalize()
-        )
+        summary: str = command.SUMMARY
+        # Only the first letter: capitalize() would write "html".
+        described = f"{summary[:1].upper()}{summary[1:]}."
+        sub = subparsers.add_parser(name, help=summary, description=described)
         command.configure(sub)
     parsed = parser.parse_args(arguments)
     if parsed.version:

@@ -3,14 +3,14 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from propkit.footprint import in_store, on_disk, readable
 from propkit.redaction import redacted_command, redacted_settings
 from propkit.schema import SITE
 from propkit.store.collection import find_runs, place_of
-from propkit.store.place import named, synchronous
 from propkit.store.run import Run
+from propkit.store.whole import damage
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -43,13 +43,15 @@ def summary(run: Run) -> dict[str, Any]:
         ``label``, ``state``, ``path`` (or the URL), ``bytes_on_disk`` and ``files`` (at a URL, of its objects; None in
         memory and where they cannot be counted), ``groups``: name -> ``sizes``, ``last_step`` and ``variables`` (name
         -> ``dims``, ``dtype``, ``units``, ``long_name``, ``reference``); ``sites``: a list of ``site``, its coordinates
-        and the ``groups`` that have it; ``attributes``: the run's root attributes, without secrets.
+        and the ``groups`` that have it, in the order of execution; ``damaged``: group -> which of its arrays are
+        missing (its sites are left out); ``attributes``: the run's root attributes, without secrets.
 
     Raises:
         OSError: The run is at a URL that cannot be reached.
     """
     groups: dict[str, Any] = {}
     sites: dict[str, dict[str, Any]] = {}
+    damaged: dict[str, str] = {}
     for name, held in run.contents.items():
         dataset = run[name]
         groups[name] = {
@@ -64,7 +66,9 @@ def summary(run: Run) -> dict[str, Any]:
                 for v, a in dataset.data_vars.items()
             },
         }
-        if SITE not in dataset.coords:
+        if wrong := damage(run, name):
+            damaged[name] = wrong
+        if wrong or SITE not in dataset.coords:
             continue
         columns = {c: dataset[c].values.tolist() for c in _COLUMNS if c in dataset.coords}
         for i, site in enumerate(dataset[SITE].values.tolist()):
@@ -72,7 +76,7 @@ def summary(run: Run) -> dict[str, Any]:
             known["groups"].append(name)
             known.update({c: values[i] for c, values in columns.items() if values[i] != ""})
     place = place_of(run)
-    size, files = _on_disk(run.path) if run.path else _in_store(run) if place else (None, None)
+    size, files = on_disk(run.path) if run.path else in_store(run) if place else (None, None)
     attributes = {**run.attributes, "config": redacted_settings(run.attributes.get("config") or {})}
     if command := attributes.get("command"):  # of a run that an older propkit recorded
         attributes["command"] = redacted_command(str(command).split(" "))
@@ -83,9 +87,20 @@ def summary(run: Run) -> dict[str, Any]:
         "bytes_on_disk": size,
         "files": files,
         "groups": groups,
-        "sites": sorted(sites.values(), key=lambda s: s.get("depth", 0)),
+        "sites": _in_order(sites, run.attributes.get("sites") or []),
+        "damaged": damaged,
         "attributes": attributes,
     }
+
+
+def _in_order(sites: Mapping[str, dict[str, Any]], executed: Sequence[str]) -> list[dict[str, Any]]:
+    """Sites in the order in which the run says that they ran; those that it does not name, by depth behind it."""
+    place = {site: i for i, site in enumerate(executed)}
+    by_depth = sorted(sites.values(), key=lambda s: s.get("depth", 0))
+    last = 0
+    for known in by_depth:
+        last = place.setdefault(known["site"], last)
+    return sorted(by_depth, key=lambda s: place[s["site"]])
 
 
 def print_info(
@@ -104,7 +119,7 @@ def print_info(
         out: Where to; the standard output if None.
 
     Returns:
-        What is wrong with the paths that are no runs, a line each.
+        What is wrong with the paths that are no runs, and with runs that are damaged, a line each.
     """
     from rich.console import Console
 
@@ -124,6 +139,8 @@ def print_info(
                 found.append(summary(run))
             except OSError as error:
                 errors.append(str(error))
+            else:
+                errors += found[-1]["damaged"].values()
     if as_json:
         print(json.dumps(found, indent=2, default=str), file=console.file)
         return errors
@@ -150,7 +167,9 @@ def _print(console: "Console", run: Mapping[str, Any], all_sites: bool) -> None:
         last = "no rows yet" if group["last_step"] is None else f"last step {group['last_step']}"
         every = attributes.get("sampling", {}).get(name)
         when = f"; {_schedule(every)}" if every is not None else ""
-        console.print(Text.assemble("  ", (_clean(name), "bold"), f"  ({dims}) {last}{when}"))
+        broken = ("  damaged", "red") if name in run["damaged"] else ""
+        bold = (_clean(name), "bold")
+        console.print(Text.assemble("  ", bold, f"  ({dims}) {last}{when}", broken))
         rows = [
             [v, f"({', '.join(a['dims'])})", a["dtype"], f"[{a['units']}]", a["long_name"]]
             for v, a in group["variables"].items()
@@ -173,7 +192,7 @@ def _lines(run: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
         there = "://" in run["path"]
         yield "URL" if there else "path", run["path"]
         if run["files"] is not None:
-            size, what = _size(run["bytes_on_disk"]), "objects" if there else "files"
+            size, what = readable(run["bytes_on_disk"]), "objects" if there else "files"
             yield "stored" if there else "on disk", f"{size} in {run['files']} {what}"
     steps = [g["last_step"] for g in run["groups"].values() if g["last_step"] is not None]
     if steps:
@@ -247,49 +266,3 @@ def _schedule(every: object) -> str:
 def _clean(value: object) -> str:
     """Text that cannot steer the terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
-
-
-def _on_disk(path: Path) -> tuple[int, int]:
-    """Bytes that the files take, which is less than their length where they have holes; number of files."""
-    size = files = 0
-    for folder, _, names in os.walk(path):
-        for name in names:
-            try:
-                status = os.stat(os.path.join(folder, name))  # noqa: PTH116, PTH118 - a Path per file is slow
-            except FileNotFoundError:  # of a run that is being written
-                continue
-            files += 1
-            size += getattr(status, "st_blocks", -(-status.st_size // 512)) * 512
-    return size, files
-
-
-def _in_store(run: Run) -> tuple[int, int] | tuple[None, None]:
-    """Bytes and number of the objects of a run at a URL; None where they are not listed with their sizes."""
-    from zarr.storage import FsspecStore, ObjectStore
-
-    store: Any = run.store()
-    sizes: list[int] = []
-    with named(run.name):
-        if isinstance(store, ObjectStore):
-            sizes = [int(o["size"]) for several in store.store.list() for o in several]
-        elif isinstance(store, FsspecStore):
-            try:
-                found = synchronous(store.fs._find(store.path, detail=True))
-            except NotImplementedError:
-                return None, None
-            sizes = [int(o.get("size") or 0) for o in found.values()]
-    return (sum(sizes), len(sizes)) if sizes else (None, None)
-
-
-def _size(size: int) -> str:
-    """A size in the unit that suits it.
-
-    >>> _size(512), _size(13_300_000)
-    ('512 B', '13.3 MB')
-    """
-    value, unit = float(size), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.3g} {unit}"

@@ -334,3 +334,26 @@ def test_repair_restores_a_damaged_run(tmp_path, capsys):
     xr.testing.assert_equal(propkit.open(path)["weight"].load(), before)
     assert cli.main(["repair", str(tmp_path / "none.zarr")]) == 2
     assert "none.zarr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["file.txt", "run.zarr.zip"])
+def test_repair_of_a_file_says_that_it_is_one(tmp_path, capsys, name):
+    (tmp_path / name).write_text("no run")
+    assert cli.main(["repair", str(tmp_path / name)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / name}: expected the directory of a run, found a file" in line
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--jobs"])
+def test_options_of_sweeps_are_refused_for_one_run(loaded, tmp_path, capsys, option):
+    assert train("plain8-l2", option, 3, "-o", tmp_path / "a.zarr", *SHORT) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{option} is for sweeps (fig2, " in line
+    assert "plain8-l2 is one run" in line
+    assert not loaded
+
+
+def test_a_description_keeps_its_capitals(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["report", "--help"])
+    assert "Write one HTML page about a run, or several." in capsys.readouterr().out

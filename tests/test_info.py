@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -234,3 +235,35 @@ def test_torch_is_not_needed(make):
         "sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_sites_are_in_the_order_of_execution(tmp_path):
+    order = ["conv1", "bn1", "relu1", "conv2", "relu2"]
+    writer = ZarrWriter.create(tmp_path / "a.zarr", {"sites": order})
+    depths = {"conv1": 1, "bn1": 1, "relu1": 1, "conv2": 2, "relu2": 2, "more": 1}
+    for name, sites in {"a": ["conv1", "relu1", "conv2", "relu2"], "b": ["bn1", "more"]}.items():
+        held = group(name, sites)
+        held.coords["depth"] = np.array([depths[s] for s in sites])
+        writer.define(held)
+    writer.commit()
+    found = [s["site"] for s in summary(propkit.open(tmp_path / "a.zarr"))["sites"]]
+    assert [site for site in found if site != "more"] == order
+    assert found.index("more") < found.index("conv2")  # which the run does not name: by depth
+
+
+@pytest.mark.parametrize("gone", ["error_moment", "error_moment/site"])
+def test_a_group_whose_arrays_are_gone_is_said_to_be_damaged(make, capsys, gone):
+    path = make()
+    shutil.rmtree(path / gone)
+    assert info("--json", path) == 2
+    out, err = capsys.readouterr()
+    (found,) = json.loads(out)
+    assert list(found["damaged"]) == ["error_moment"]
+    assert [s["site"] for s in found["sites"]] == [
+        "conv1"
+    ]  # of the other group, and none without a name
+    (line,) = err.splitlines()
+    assert line.startswith(f"propkit info: {path} is damaged: ")
+    assert "error_moment/site" in line or "more are missing" in line
+    assert info(path) == 2
+    assert "last step 10  damaged" in capsys.readouterr().out

@@ -326,6 +326,14 @@ def test_a_run_without_any_group():
     assert not found.all("svg")
 
 
+def test_a_damaged_group_leaves_the_rest_of_the_page(tmp_path):
+    path = stored(tmp_path / "a.zarr")
+    shutil.rmtree(tmp_path / "a.zarr" / "error_moment")
+    found = check(page({"a": propkit.open(path)}, figures=["fig3", "learning_curves"]))
+    assert "is damaged: error_moment/depth" in found.text
+    assert found.all("svg")
+
+
 def test_runs_are_compared_and_those_without_are_named(tmp_path):
     runs = {"a": memory(), "b": memory(groups=["weight"]), "c": memory(change=lambda q: q**2)}
     found = check(page(runs, figures=["fig3"]))

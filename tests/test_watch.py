@@ -24,7 +24,8 @@ from propkit import __main__ as cli
 from propkit.schema import Group, Variable
 from propkit.store.writer import ZarrWriter
 from propkit.watch import loop
-from propkit.watch.frame import NothingToShowError, read_frame, render
+from propkit.watch.choice import NothingToShowError
+from propkit.watch.frame import read_frame, render
 from propkit.watch.loop import Watcher, watch
 from propkit.watch.strip import RAMP, Scale, line, pooled
 
@@ -445,3 +446,12 @@ def test_it_ends_with_its_terminal(tmp_path, terminal):
     terminal.until(r"there\s+is\s+no\s+run")
     terminal.close()
     assert terminal.process.wait(60) == 1
+
+
+def test_a_group_whose_arrays_are_gone_is_said_to_be_damaged(tmp_path, capsys):
+    writer = start(tmp_path / "a.zarr")
+    write(writer, range(3))
+    writer.close("complete")
+    shutil.rmtree(tmp_path / "a.zarr" / "error_moment" / "site")
+    assert cli.main(["watch", "--once", str(tmp_path / "a.zarr")]) == 2
+    assert "a.zarr is damaged: error_moment/site is missing" in capsys.readouterr().err

@@ -63,7 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--channels-last", action="store_true", help="channels innermost in memory")
     add("--compile", action="store_true", help="train through torch.compile")
     add("--deterministic", action="store_true", help="the same bits every time, on one machine")
-    add("--jobs", type=_positive, default=1, metavar="N", help="a sweep's runs at a time")
+    add("--jobs", type=_positive, metavar="N", help="a sweep's runs at a time (default: 1)")
     add("--seeds", type=_positive, metavar="N", help="runs of each of a sweep's networks")
 
 
@@ -79,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise UsageError("a sweep starts processes of its own: use --jobs, not torchrun")
         return _run_sweep(sweep, arguments)
     recipe = _recipe(arguments.recipe, arguments.settings)
+    _refuse_sweeps_options(recipe, arguments)
     store = arguments.output or f"{recipe.name}.zarr"
     if not (arguments.overwrite or arguments.resume) and os.path.lexists(store):
         raise UsageError(f"{store} exists; name another with -o or replace it with --overwrite")
@@ -111,9 +112,22 @@ def _find_sweep(name: str) -> "Sweep | None":
     return recipes.find_sweep(name)
 
 
+def _refuse_sweeps_options(recipe: "Recipe", arguments: argparse.Namespace) -> None:
+    from propkit import recipes
+
+    if arguments.seeds is None and arguments.jobs is None:
+        return
+    option = "--jobs" if arguments.seeds is None else "--seeds"
+    sweeps = ", ".join(sweep.name for sweep in recipes.sweeps())
+    raise UsageError(
+        f"{option} is for sweeps ({sweeps}), and {recipe.name} is one run: leave it out; --seed S is its seed"
+    )
+
+
 def _run_sweep(sweep: "Sweep", arguments: argparse.Namespace) -> int:
     from propkit.sweep import carry_out
 
+    arguments.jobs = arguments.jobs or 1
     try:
         return FAILED if carry_out(sweep, arguments, _settings(arguments.settings)) else 0
     except KeyboardInterrupt:

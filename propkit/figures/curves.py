@@ -110,14 +110,15 @@ def curve(
 ) -> Line2D:
     """Draw one line and return it, the one that belongs into a legend.
 
-    Points without a neighbour are marked, and so are all points of a sparse line. A cross stands at
+    Points without a neighbour are marked, and so are all points of a sparse line that has a marker. A cross stands at
     the last point of a line that ends before its steps do.
 
     Args:
         ax: Where.
         x: Positions, ascending, shape (n,).
         y: Values, shape (n,).
-        look: ``color``, ``linestyle`` and ``marker``, see `propkit.figures.style.line_look`.
+        look: ``color``, ``linestyle`` and ``marker``, see `propkit.figures.style.line_look`; where that is empty,
+            ``lone`` is the marker of points without a neighbour.
         label: Label of the line.
         log: The y axis is logarithmic, so values must be positive.
         noisy: Of a dense curve, show the medians strongly and the values palely.
@@ -134,8 +135,10 @@ def curve(
         x, y = medians(x, y)
     else:
         x, y = thin(x, y)
-    marked = np.isfinite(y) if len(y) <= SPARSE else _alone(y)
-    marker = look["marker"] if marked.any() else ""
+    marked = np.isfinite(y) if len(y) <= SPARSE and look["marker"] else _alone(y)
+    look = dict(look)
+    lone = look.pop("lone", "o")
+    marker = (look["marker"] or lone) if marked.any() else ""
     (line,) = ax.plot(x, y, **{**look, "marker": marker}, markersize=4, label=label, gid="curve")
     line.set_markevery(np.flatnonzero(marked).tolist())
     line.set_zorder(3)
@@ -241,22 +244,21 @@ def beside_one(ax: Axes, above: str, below: str) -> None:
         )
 
 
-def legend(ax: Axes, handles: list[Line2D]) -> None:
+def legend(ax: Axes, handles: list[Line2D], **place: Any) -> None:
     """A legend in the axes, or beside them if it is long; ``$`` starts a formula if that parses."""
-    place: dict[str, Any] = {}
     if len(handles) > MANY:
         columns = -(-len(handles) // 16)
-        place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "ncols": columns}
+        place |= {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "ncols": columns}
         place |= {"fontsize": "small", "borderaxespad": 0.0}
     labels = [str(h.get_label()) for h in handles]
     _texts(ax.legend(handles, ["label"] * len(handles), **place), labels)
 
 
-def legend_below(figure: Figure, handles: list[Line2D]) -> Legend:
+def legend_below(figure: Figure, handles: list[Line2D], **place: Any) -> Legend:
     """A legend below all axes of a figure, in rows; texts as in `legend`."""
     labels = [str(h.get_label()) for h in handles]
     columns = columns_below(labels, figure.bbox.width / figure.dpi)
-    place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "fontsize": "small"}
+    place |= {"loc": "outside lower center", "ncols": columns, "fontsize": "small"}
     drawn = figure.legend(handles, ["label"] * len(handles), **place)
     _texts(drawn, labels)
     return drawn

@@ -85,15 +85,6 @@ def _means(values: np.ndarray, ends: np.ndarray) -> np.ndarray:
         return np.where(count > 0, total / count, np.nan)
 
 
-def series_of(run: RunLike, label: str, by: str) -> str:
-    """What a run is compared as: the value of a setting, or its label where it has none.
-
-    Runs of one recipe and several seeds or depths are one series by ``"recipe.model"``.
-    """
-    value = configured(run, by)
-    return label if value is None or value == "" else str(value).replace("_", " ")
-
-
 def parameters_of(run: RunLike) -> float:
     """Number of the model's parameters; NaN where the run does not say."""
     value = configured(run, "parameters")

@@ -22,8 +22,9 @@ from matplotlib.lines import Line2D
 
 from propkit.figures.curves import curve, drawable, legend, note, whole_axis
 from propkit.figures.errors import error_curves
+from propkit.figures.line_kinds import HANDLES, kind_handle, kind_look
 from propkit.figures.runs import AnyRun, RunLike, gather
-from propkit.figures.style import LINES, Canvas, Figure, canvas, ink, line_look, styled
+from propkit.figures.style import Canvas, Figure, canvas, line_look, styled
 
 
 def prepare(run: RunLike) -> xr.Dataset:
@@ -59,25 +60,26 @@ def draw(
     with styled():
         figure = canvas(size, dpi, into)
         ax = figure.subplots()
-        lines = []
+        lines, trained, tested = [], [], []
         for i, (label, d) in enumerate(datasets.items()):
             look = line_look(i) | {"linestyle": "solid"}
-            thin = look | {"linestyle": LINES[1], "marker": ""}
+            thin = look | {"marker": "", "lone": look["marker"]} | kind_look(1)
             train = curve(ax, d["step"], d["train"], thin, label, noisy=False)
             train.set(linewidth=1.0, gid="train")
             test = curve(ax, d["evaluation"], d["test"], look, label, noisy=False)
             test.set(gid="test")
-            lines.append(test)
+            lines.append(Line2D([], [], **look, markersize=4, label=test.get_label()))
+            trained.append(train)
+            tested.append(test)
         shown = [drawable(d[name]) for d in datasets.values() for name in ("train", "test")]
         if not any(np.isfinite(values).any() for values in shown):
             note(ax, "no finite value")
         whole_axis(ax, (d[x] for d in datasets.values() for x in ("step", "evaluation")))
-        dashed = {"linestyle": LINES[1], "linewidth": 1.0}
-        lines.append(Line2D([], [], color=ink("text"), label="training", **dashed))
-        lines.append(Line2D([], [], color=ink("text"), label="test"))
+        lines.append(kind_handle("training", trained, 1, linewidth=1.0))
+        lines.append(kind_handle("test", tested, 0))
         ax.set_xlabel("iteration")
         ax.set_ylabel("error (%)")
-        legend(ax, lines)
+        legend(ax, lines, **HANDLES)
     return figure
 
 

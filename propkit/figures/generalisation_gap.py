@@ -10,9 +10,12 @@ the smallest to the largest. The training error is the mean since the evaluation
 moment, so that it lags behind while errors fall quickly: gaps are a little too small there, and may
 be negative.
 
-Depths that differ by a sixth or less, or by 2, as those of plain20 and procresnet22, share a column. Runs
-are of one kind where by (--set by=recipe.model, the default) says the same of them; where a run
-says nothing, its label is its kind.
+Depths that differ by a sixth or less, or by 2, as those of plain20 and procresnet22, share a column.
+
+Runs are of one kind where they have one model and differ in nothing but seed and depth; of those that
+differ in more, as in their regulariser, none are averaged. Kinds of one run each bear the labels of the
+runs. by (--set by=recipe.model) takes runs for one kind where that setting says the same of them,
+whatever else differs.
 
 Needs: log with accuracy and test_accuracy, which is not a probe: recorder.log(accuracy=a,
 test_accuracy=b) in the training loop records them, and so does the sweep generalisation-gap.
@@ -27,18 +30,19 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from propkit.figures.curves import curve, drawable, legend, legend_below, note, whole_axis
-from propkit.figures.errors import depth_groups, error_curves, series_of
+from propkit.figures.errors import depth_groups, error_curves
+from propkit.figures.kinds import kinds_of
+from propkit.figures.line_kinds import HANDLES, kind_handle, kind_look
 from propkit.figures.runs import AnyRun, RunLike, configured, gather
-from propkit.figures.style import LINES, Canvas, Figure, canvas, ink, line_look, styled
+from propkit.figures.style import Canvas, Figure, canvas, ink, line_look, styled
 
 
-def prepare(run: RunLike, *, label: str = "", by: str = "recipe.model") -> xr.Dataset:
+def prepare(run: RunLike, *, kind: str = "") -> xr.Dataset:
     """The numbers of one run.
 
     Args:
         run: The run.
-        label: Its label, which is its kind where it has no setting `by`.
-        by: Setting that says which runs are of one kind.
+        kind: What it is compared as.
 
     Returns:
         ``test``, ``train_then`` and ``gap`` (evaluation,), see `propkit.figures.errors.error_curves`;
@@ -51,7 +55,7 @@ def prepare(run: RunLike, *, label: str = "", by: str = "recipe.model") -> xr.Da
     curves = error_curves(run, "generalisation_gap")[["test", "train_then", "gap"]]
     depth = configured(run, "depth")
     depth = int(depth) if isinstance(depth, int | float) else None
-    return curves.assign_attrs(series=series_of(run, label, by), depth=depth)
+    return curves.assign_attrs(series=kind, depth=depth)
 
 
 def pooled(datasets: Sequence[xr.Dataset], name: str) -> xr.Dataset:
@@ -98,6 +102,8 @@ def draw(
     with styled():
         figure = canvas(size or (1.6 + 3.6 * max(len(columns), 1.3), 5.8), dpi, into)
         axes = figure.subplots(2, len(columns), sharey="row", squeeze=False)
+        trained: list[Line2D] = []
+        tested: list[Line2D] = []
         for (top, bottom), (title, labels) in zip(axes.T, columns.items(), strict=True):
             chosen = [datasets[label] for label in labels]
             series = {n: [d for d in chosen if d.attrs["series"] == n] for n in names}
@@ -106,9 +112,9 @@ def draw(
             gaps = []
             for name, found in series.items():
                 look = line_look(names.index(name)) | {"linestyle": "solid"}
-                dashed = look | {"linestyle": LINES[1], "marker": ""}
-                _line(top, pooled(found, "train_then"), dashed, name, "train")
-                _line(top, pooled(found, "test"), look, name, "test")
+                dashed = look | {"marker": "", "lone": look["marker"]} | kind_look(1)
+                trained.append(_line(top, pooled(found, "train_then"), dashed, name, "train"))
+                tested.append(_line(top, pooled(found, "test"), look, name, "test"))
                 gap = pooled(found, "gap")
                 gaps.append(_line(bottom, gap, look, _summary(name, gap), "gap"))
             legend(bottom, gaps)
@@ -130,9 +136,8 @@ def draw(
         for i, name in enumerate(names):
             look = line_look(i) | {"linestyle": "solid", "markersize": 4, "label": name}
             handles.append(Line2D([], [], **look))
-        for text, dashes in (("training", LINES[1]), ("test", LINES[0])):
-            handles.append(Line2D([], [], color=ink("text"), linestyle=dashes, label=text))
-        legend_below(figure, handles)
+        handles += [kind_handle("training", trained, 1), kind_handle("test", tested, 0)]
+        legend_below(figure, handles, **HANDLES)
         figure.align_ylabels()
     return figure
 
@@ -159,7 +164,7 @@ def generalisation_gap(
     run: AnyRun | Sequence[AnyRun],
     *more: AnyRun,
     labels: Sequence[str] | str | None = None,
-    by: str = "recipe.model",
+    by: str | None = None,
     size: tuple[float, float] | None = None,
     dpi: float | None = None,
 ) -> Figure:
@@ -169,7 +174,8 @@ def generalisation_gap(
         run: A run, its path, a folder or pattern of runs, a study, or several of these.
         more: More runs to compare.
         labels: One label per run; else the runs' own.
-        by: Setting that says which runs are of one kind and share a colour, see `propkit.open_study`.
+        by: Setting that says which runs are of one kind and share a colour, whatever else differs; None: those of
+            one model that differ in nothing but seed and depth, see `propkit.figures.kinds.kinds_of`.
         size: Width and height in inches; None: as many panels need.
         dpi: Pixels per inch on screen.
 
@@ -177,4 +183,5 @@ def generalisation_gap(
         FigureError: A run has no ``log`` or no row of it, or neither accuracies nor errors in it.
     """
     runs = gather((run, *more), labels)
-    return draw({k: prepare(r, label=k, by=by) for k, r in runs.items()}, size=size, dpi=dpi)
+    kinds = kinds_of(runs, by)
+    return draw({k: prepare(r, kind=kinds[k]) for k, r in runs.items()}, size=size, dpi=dpi)

@@ -1,11 +1,12 @@
 """Training curves that the training loop logged: loss, accuracy, ... (as in arXiv:1703.01827, Fig. 5).
 
 How to read this: one panel per quantity, one colour per run. Quantities that differ by a prefix
-only (loss and test_loss) share a panel: the one without prefix, or of training, is solid, the
-others have line styles of their own. Long curves are drawn as a pale trace of all values and a line
-through their medians. A gap is a value that is not finite, and a cross marks where such values
-begin for good: there the training diverged. A triangle at the top is a lone value far beyond all
-others, which would press the curves into one line; how far these reach is written above the panel.
+only (loss and test_loss) share a panel: the one without prefix, or of training, is solid with
+filled markers, the others are dashed or dotted with hollow ones. Long curves are drawn as a
+pale trace of all values and a line through their medians. A gap is a value that is not finite,
+and a cross marks where such values begin for good: there the training diverged. A triangle at
+the top is a lone value far beyond all others, which would press the curves into one line; how
+far these reach is written above the panel.
 
 Options: names (--set 'names=["loss"]'), the quantities to show; log=True (--set log=True) for
 logarithmic y axes, which hold all values.
@@ -15,6 +16,7 @@ records it, and so do the recipes.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -22,9 +24,19 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from propkit.figures.beyond import limit
-from propkit.figures.curves import curve, drawable, legend, log_axis, note, whole_axis
+from propkit.figures.curves import (
+    columns_below,
+    curve,
+    drawable,
+    legend_below,
+    literal,
+    log_axis,
+    note,
+    whole_axis,
+)
+from propkit.figures.line_kinds import HANDLES, kind_handle, kind_look
 from propkit.figures.runs import AnyRun, FigureError, RunLike, gather, need
-from propkit.figures.style import LINES, Canvas, Figure, canvas, line_look, styled
+from propkit.figures.style import Canvas, Figure, canvas, ink, line_look, styled
 
 _PREFIXES = ("train", "test", "val", "valid", "validation", "eval", "dev")
 _MOST = 6
@@ -75,6 +87,7 @@ def draw(
     size: tuple[float, float] | None = None,
     dpi: float | None = None,
     into: Canvas | None = None,
+    named: bool = True,
 ) -> Figure:
     """The ink: one panel per quantity.
 
@@ -84,69 +97,91 @@ def draw(
         size: Width and height in inches; None: as many panels need.
         dpi: Pixels per inch on screen.
         into: Part of a figure to draw on, in place of a new one.
+        named: Whether the legend names the runs, not only what is training and what test.
     """
     quantities: dict[str, list[str]] = {}
-    for dataset in datasets.values():
-        for name in map(str, dataset.data_vars):
-            prefixes = quantities.setdefault(split(name)[1], [])
-            if split(name)[0] not in prefixes:
-                prefixes.append(split(name)[0])
+    for name in (str(name) for dataset in datasets.values() for name in dataset.data_vars):
+        prefix, quantity = split(name)
+        quantities[quantity] = list(dict.fromkeys([*quantities.get(quantity, []), prefix]))
     shown = list(quantities)[:_MOST]
+    kinds = _kinds([quantities[quantity] for quantity in shown])
     columns = 1 if len(shown) == 1 else 2 if len(shown) < 5 else 3
     rows = -(-len(shown) // columns)
+    width = size[0] if size else 1.4 + 4.4 * columns
+    names = [*(datasets if named else ()), *kinds.values()]
+    below = 0.2 * -(-len(names) // columns_below(names, width))
     with styled():
-        figure = canvas(size or (1.4 + 4.4 * columns, 0.6 + 3.2 * rows), dpi, into)
+        figure = canvas(size or (width, 0.6 + 3.2 * rows + below), dpi, into)
         axes = figure.subplots(rows, columns, squeeze=False)
         for empty in axes.flat[len(shown) :]:
             empty.remove()
-        explained: list[str] = []
+        lines: dict[str, list[Line2D]] = {kind: [] for kind in kinds.values()}
         for ax, quantity in zip(axes.flat, shown, strict=False):
-            lines = _panel(
-                ax,
-                datasets,
-                quantity,
-                sorted(quantities[quantity], key=_training, reverse=True),
-                log,
-            )
+            _panel(ax, datasets, quantity, kinds, log, lines)
             ax.set_xlabel("iteration")
             ax.set_ylabel(quantity.replace("_", " "))
-            labels = [str(line.get_label()) for line in lines]
-            if labels != explained:  # the panels before have another legend
-                legend(ax, lines)
-            explained = labels
+        handles = []
+        for i, label in enumerate(datasets if named else ()):
+            handles.append(Line2D([], [], **_look(i, 0, len(lines)), markersize=4, label=label))
+        if len(lines) > 1:
+            handles += [kind_handle(kind, lines[kind], i) for i, kind in enumerate(lines)]
+        if handles:  # below the panels, where it hides nothing
+            legend_below(figure, handles, **HANDLES).set_gid("runs" if named else "kinds")
     return figure
 
 
-def _training(prefix: str) -> bool:
-    return prefix in ("", "train")
+def _kinds(prefixes: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Prefix -> what it stands for, training first, of those of each quantity."""
+    every = dict.fromkeys(prefix for several in prefixes for prefix in several)
+    both = any({"", "train"} <= set(several) for several in prefixes)
+    training = {"": "no prefix" if both else "training", "train": "train" if both else "training"}
+    ordered = sorted(every, key=lambda prefix: prefix not in training)
+    return {prefix: training.get(prefix, prefix) for prefix in ordered}
+
+
+def _look(run: int, kind: int, kinds: int) -> dict[str, Any]:
+    """Colour and marker of a run, and the line style of a kind; of the run too if there is one kind only."""
+    return line_look(run) | (kind_look(kind) if kinds > 1 else {})
 
 
 def _panel(
-    ax: Axes, datasets: Mapping[str, xr.Dataset], quantity: str, prefixes: list[str], log: bool
-) -> list[Line2D]:
-    lines, curves = [], []
+    ax: Axes,
+    datasets: Mapping[str, xr.Dataset],
+    quantity: str,
+    kinds: Mapping[str, str],
+    log: bool,
+    lines: Mapping[str, list[Line2D]],
+) -> None:
+    """Draw a quantity; its lines are added to those of their kind."""
+    colors, curves, lost = [], [], []
     for i, (label, dataset) in enumerate(datasets.items()):
         for name in map(str, dataset.data_vars):
-            prefix = split(name)[0]
-            if split(name)[1] != quantity:
+            prefix, what = split(name)
+            if what != quantity:
                 continue
-            look = line_look(i)
-            if len(prefixes) > 1:
-                # Runs are told apart by colour then, and here also by their markers.
-                look |= {"linestyle": LINES[prefixes.index(prefix) % len(LINES)]}
+            kind = kinds[prefix]
+            look = _look(i, list(lines).index(kind), len(lines))
             known = dataset.isel(step=np.flatnonzero(_recorded(dataset[name])))
-            text = f"{label}, {prefix or 'train'}" if len(prefixes) > 1 else label
-            lines.append(curve(ax, known["step"], known[name], look, text, log=log))
+            text = f"{label}, {kind}" if len(lines) > 1 else label
+            line = curve(ax, known["step"], known[name], look, text, log=log)
+            if kind != next(iter(lines)):  # the few points of a test, over the many of trainings
+                line.set_zorder(3.5)
+            lines[kind].append(line)
+            colors.append(look["color"])
             curves.append((known["step"].values, known[name].values))
-    values = [y for _, y in curves]
+            if not np.isfinite(drawable(known[name], log)).any():
+                lost.append(text)
     if log:
-        log_axis(ax, values)
+        log_axis(ax, [y for _, y in curves])
     else:
-        limit(ax, curves, [line.get_color() for line in lines])
-    if not any(np.isfinite(drawable(v, log)).any() for v in values):
-        note(ax, "no value on a log axis" if log else "no finite value")
+        limit(ax, curves, colors)
+    what = "no value on a log axis" if log else "no finite value"
+    if len(lost) == len(curves):
+        note(ax, what)
+    elif lost:
+        them = ", ".join(lost) if len(lost) < 3 else f"{len(lost)} curves"
+        literal(ax.set_title(f"{what}: {them}", fontsize="small", color=ink("text")))
     whole_axis(ax, (d["step"] for d in datasets.values()))
-    return lines
 
 
 def _recorded(values: xr.DataArray) -> np.ndarray:

@@ -6,8 +6,7 @@ cannot be drawn, because what they need was not recorded.
 
 Of several runs the parts are those that lay runs over each other, at the last iteration of each,
 and one legend at the bottom names them: a run has the same colour and marker in all parts. Layers
-are at relative depths, from 0 to 1, where the runs have different numbers of them. In
-learning_curves solid lines are of the training.
+are at relative depths, from 0 to 1, where the runs have different numbers of them.
 
 Options: steps (--steps), the iterations of the parts that have snapshots; of several runs, one.
 
@@ -118,7 +117,10 @@ def draw(
         grid = figure.subfigures(rows, columns, squeeze=False, wspace=0.03, hspace=0.04)
         for cell, (name, numbers) in zip(grid.flat, parts.items(), strict=False):
             options = {"relative_depth": True} if shared and _differ(name, numbers) else {}
-            import_module(f"propkit.figures.{name}").draw(numbers, into=cell, **options)
+            function = import_module(f"propkit.figures.{name}").draw
+            if shared and "named" in inspect.signature(function).parameters:
+                options["named"] = False
+            function(numbers, into=cell, **options)
             cell.suptitle(name, fontsize="medium", fontweight="bold")
             if shared:
                 _without_legends(cell)
@@ -142,9 +144,9 @@ def _differ(name: str, numbers: Mapping[str, Any]) -> bool:
 
 
 def _without_legends(cell: Canvas) -> None:
-    """Take out the legends of a part: the page has one for all of them."""
+    """Take out the legends of a part that name the runs: the page has one for all of them."""
     for legend in [*cell.legends, *(ax.get_legend() for ax in cell.axes)]:
-        if legend is not None:
+        if legend is not None and legend.get_gid() != "kinds":
             legend.remove()
 
 

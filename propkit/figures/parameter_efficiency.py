@@ -10,8 +10,10 @@ down and to the left a line runs, the less it pays for its accuracy: the paper f
 best=True (--set best=True) takes the lowest error of each run in place of the last, as tables of
 papers often do; it is too low by what the best of many noisy numbers gains.
 
-Runs are of one kind where by (--set by=recipe.model, the default) says the same of them; where a run
-says nothing, its label is its kind.
+Runs are of one kind where they have one model and differ in nothing but seed and depth; of those that
+differ in more, as in their regulariser, none are averaged. Kinds of one run each bear the labels of the
+runs. by (--set by=recipe.model) takes runs for one kind where that setting says the same of them,
+whatever else differs.
 
 Needs: log with accuracy and test_accuracy, which is not a probe: recorder.log(accuracy=a,
 test_accuracy=b) in the training loop records them, and so does the sweep generalisation-gap.
@@ -27,19 +29,20 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from propkit.figures.curves import drawable, legend, log_axis, note
-from propkit.figures.errors import error_curves, parameters_of, series_of
+from propkit.figures.errors import error_curves, parameters_of
+from propkit.figures.kinds import kinds_of
 from propkit.figures.runs import AnyRun, FigureError, RunLike, configured, gather
 from propkit.figures.style import Canvas, Figure, canvas, ink, line_look, statistical, styled
 
 
 def prepare(
-    runs: Mapping[str, RunLike], *, by: str = "recipe.model", best: bool = False
+    runs: Mapping[str, RunLike], *, by: str | None = None, best: bool = False
 ) -> xr.Dataset:
     """The numbers of all runs.
 
     Args:
         runs: Label -> run.
-        by: Setting that says which runs are of one kind.
+        by: Setting that says which runs are of one kind; see `propkit.figures.kinds.kinds_of`.
         best: Take each run's lowest error, not its last one.
 
     Returns:
@@ -63,7 +66,7 @@ def prepare(
         found["error"].append(float(np.fmin.reduce(test) if best else test[-1]))
         found["parameters"].append(count)
         found["depth"].append(float(depth) if isinstance(depth, int | float) else np.nan)
-    series = [series_of(run, label, by) for label, run in runs.items()]
+    series = list(kinds_of(runs, by).values())
     return xr.Dataset(
         {k: ("run", v) for k, v in found.items()},
         {"run": list(runs), "series": ("run", series)},
@@ -146,7 +149,7 @@ def parameter_efficiency(
     run: AnyRun | Sequence[AnyRun],
     *more: AnyRun,
     labels: Sequence[str] | str | None = None,
-    by: str = "recipe.model",
+    by: str | None = None,
     best: bool = False,
     size: tuple[float, float] = (6.4, 4.4),
     dpi: float | None = None,
@@ -157,7 +160,8 @@ def parameter_efficiency(
         run: A run, its path, a folder or pattern of runs, a study, or several of these.
         more: More runs to compare.
         labels: One label per run; else the runs' own.
-        by: Setting that says which runs are of one kind and share a line, see `propkit.open_study`.
+        by: Setting that says which runs are of one kind and share a line, whatever else differs; None: those of
+            one model that differ in nothing but seed and depth, see `propkit.figures.kinds.kinds_of`.
         best: Take each run's lowest error, not its last one.
         size: Width and height in inches.
         dpi: Pixels per inch on screen.

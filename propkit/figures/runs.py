@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import xarray as xr
 
+from propkit.store.whole import damage
+
 
 class RunLike(Protocol):
     """What figures use of a `propkit.Run`."""
@@ -98,29 +100,47 @@ def need(run: RunLike, group: str, figure: str) -> xr.Dataset:
         figure: Who asks, for the message.
 
     Raises:
-        FigureError: The run has no such group, or no row or no layer in it.
+        FigureError: The run has no such group, or no row or no layer in it, or arrays of it are missing.
     """
     name = f"run {_label(run, 0)!r}" if run.label or run.path else "the run"
     faults = run.attributes.get("faults")
     fault = faults.get(group) if isinstance(faults, Mapping) else None
     broken = f" The probe was switched off during the run: {fault}." if fault else ""
     if group not in run:
+        if _begun(run, group):
+            raise FigureError(_no_row(figure, name, group, run.state, broken))
         raise FigureError(
             f"{figure} needs {group!r}, which {name} does not have "
             f"(it has: {', '.join(run) or 'nothing'}).{broken} {_how_to_record(group)}"
         )
+    if wrong := damage(run, group):
+        raise FigureError(f"{figure}: {wrong}")
     dataset = run[group]
     if not dataset.sizes.get("step"):
-        raise FigureError(
-            f"{figure}: {name} has no row of {group!r} yet (state: {run.state}).{broken} "
-            "Rows appear with the first sampled step that is flushed"
-        )
+        raise FigureError(_no_row(figure, name, group, run.state, broken))
     if dataset.sizes.get("site") == 0:
         raise FigureError(
             f"{figure}: {name} has no layer in {group!r}: no module was of the kind that this probe "
             "measures, or include=, exclude= and blocks= of attach() left none"
         )
     return dataset
+
+
+def _begun(run: RunLike, group: str) -> bool:
+    """Whether a group may yet come, or was to come: a run has it from its first rows on."""
+    sampling = run.attributes.get("sampling")
+    if isinstance(sampling, Mapping) and group in sampling:
+        return run.state != "complete"
+    # No run says beforehand that it will have a log.
+    return group == "log" and run.state == "running" and not list(run)
+
+
+def _no_row(figure: str, name: str, group: str, state: str, broken: str) -> str:
+    ending = " Rows appear with the first sampled step that is flushed"
+    if state != "running":
+        ending = " It ended before a row was written"
+    told = broken or ending  # a probe that was switched off gives no row any more
+    return f"{figure}: {name} has no row of {group!r} yet (state: {state}).{told}"
 
 
 def _how_to_record(group: str) -> str:

@@ -67,7 +67,7 @@ _MODES = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PR
 
 
 def is_traced() -> bool:
-    """Whether a program is being recorded (`torch.jit.trace`, `make_fx`), or tensors have no values (FakeTensorMode)."""
+    """Whether a program is recorded (`torch.jit.trace`, `make_fx`), or tensors have no values (`FakeTensorMode`)."""
     if torch._C._get_tracing_state() is not None:
         return True
     return any(torch._C._get_dispatch_mode(mode) is not None for mode in _MODES)

@@ -1,6 +1,7 @@
 """The layers of a run: their last (or first) values by depth, and what these say about each layer."""
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
@@ -12,6 +13,7 @@ from propkit.diagnosis.judging import judge_layers, quotient, relative_to_last
 from propkit.diagnosis.verdict import VERDICTS, Thresholds, overall
 from propkit.report.layer import Layer
 from propkit.schema import SITE, STEP
+from propkit.store.whole import damage
 
 When = Literal["first", "last"]
 
@@ -71,6 +73,10 @@ _NEEDED_TO_JUDGE = (
 
 class RunLike(Protocol):
     """What is used of a `propkit.Run`."""
+
+    @property
+    def path(self) -> str | os.PathLike[str] | None:
+        """Where the run is stored, None in memory."""
 
     @property
     def attributes(self) -> Mapping[str, object]:
@@ -152,7 +158,7 @@ def _read(
     layers: dict[str, Layer],
 ) -> dict[str, dict[str, float]]:
     """Column -> site -> value; sites that are not among `layers` are added."""
-    if group not in run:
+    if group not in run or damage(run, group):  # the figures' messages say of what is damaged
         return {}
     dataset = run[group]
     here = {n: c.variable for n, c in wanted.items() if c.variable in dataset}

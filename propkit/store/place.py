@@ -67,7 +67,7 @@ def find_place(source: Source) -> Place:
         FileNotFoundError: A zip file is not there.
         ImportError: The URL needs a package that is not installed.
         TypeError: It is neither path nor URL nor store.
-        ValueError: The URL is of a kind that is not known.
+        ValueError: The URL is of a kind that is not known, or a zip file is no whole one.
     """
     if isinstance(source, str) and "://" in source:
         if source.startswith("file://") and "::" not in source:
@@ -76,9 +76,9 @@ def find_place(source: Source) -> Place:
     if isinstance(source, str | os.PathLike):
         path = local(source)
         if path.suffix == ".zip" and path.is_file():
-            from zarr.storage import ZipStore
+            from propkit.store.zip_file import ZipFileStore
 
-            return Place(str(path), path, synchronous(ZipStore.open(path, mode="r")))
+            return Place(str(path), path, ZipFileStore(path))
         return Place(str(path), path)
     return Place(f"a {type(source).__name__}", None, store_of(source))
 

@@ -10,6 +10,8 @@ import numpy as np
 from propkit.report.layer import Layer
 from propkit.report.layers import count_verdicts, read_layers, verdict_of
 from propkit.schema import LOG, SITE, STEP
+from propkit.store.whole import damage
+from propkit.watch.choice import choose
 from propkit.watch.strip import RAMP, Floats, Scale, line, pooled
 
 if TYPE_CHECKING:
@@ -17,13 +19,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from propkit.store.run import Run
-
-PREFERRED = (
-    ("error_moment", "output"),
-    ("gradient_norm", "output"),
-    ("activation", "mean_square"),
-)
-"""What is shown unless something is asked for: the first of these that was recorded, else anything by layer."""
 
 COLORS = {
     "exploding": "red",
@@ -37,10 +32,6 @@ COLORS = {
 }
 _NAME_WIDTH = 28
 _VALUE_WIDTH = 10
-
-
-class NothingToShowError(ValueError):
-    """The run does not have, or not yet, what is to be shown; the message says what it has."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ class Frame:
         spoilt: Whether the run says of that group that it met values that are not finite.
         layers: All layers with their verdicts.
         curves: The last logged values.
-        remarks: Faults.
+        remarks: Faults, and what is damaged.
     """
 
     label: str
@@ -88,13 +79,16 @@ def read_frame(
     Args:
         run: As of now.
         columns: Recorded steps that the strip shows.
-        probe: Group to show; None: see `PREFERRED`.
+        probe: Group to show; None: see `propkit.watch.choice.PREFERRED`.
         variable: Variable of that group; None: its first.
 
     Raises:
         NothingToShowError: There is no such group or variable.
+        ValueError: Arrays of that group are missing.
     """
     shown = choose(run, probe, variable)
+    if wrong := damage(run, shown[0]):
+        raise ValueError(wrong)
     dataset = run[shown[0]]
     part = dataset[[shown[1]]].isel({STEP: slice(-columns, None)}).load()
     steps = [c.last_step for c in run.contents.values() if c.last_step is not None]
@@ -115,36 +109,9 @@ def read_frame(
         shown[0] in flagged,
         read_layers(run, only_verdicts=True),
         _curves(run),
-        [f"{name}: {why}" for name, why in faults.items()],
+        [f"{name}: {why}" for name, why in faults.items()]
+        + [w for g in run if (w := damage(run, g))],
     )
-
-
-def choose(run: "Run", probe: str | None, variable: str | None) -> tuple[str, str]:
-    """Group and variable of the strip.
-
-    Raises:
-        NothingToShowError: There is none by that name.
-    """
-    if variable is not None and probe is None:
-        probe = PREFERRED[0][0]
-    by_layer = {name: _by_layer(run, name) for name in run if name != LOG}
-    if probe is None:
-        there = [(g, v) for g, v in PREFERRED if v in by_layer.get(g, ())]
-        there += [(g, v) for g, names in by_layer.items() for v in names]
-        if not there:
-            raise NothingToShowError("no probe has been recorded yet")
-        return there[0]
-    if not by_layer.get(probe):
-        have = ", ".join(n for n, names in by_layer.items() if names) or "none yet"
-        raise NothingToShowError(f"the run has no values by layer of {probe!r}; it has {have}")
-    if variable is None:
-        preferred = dict(PREFERRED).get(probe)
-        return probe, preferred if preferred in by_layer[probe] else by_layer[probe][0]
-    if variable not in by_layer[probe]:
-        raise NothingToShowError(
-            f"{probe!r} has no variable {variable!r} by layer; it has {', '.join(by_layer[probe])}"
-        )
-    return probe, variable
 
 
 def total_steps(attributes: Mapping[str, Any]) -> int | None:
@@ -263,16 +230,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60:,} h {minutes % 60} min"
-
-
-def _by_layer(run: "Run", group: str) -> tuple[str, ...]:
-    held = run.contents[group]
-    if held.sites is None:
-        return ()
-    if not held.axes:
-        return held.variables
-    dataset = run[group]  # some variables have a dimension of their own
-    return tuple(v for v in held.variables if dataset[v].dims == (STEP, SITE))
 
 
 def _curves(run: "Run") -> dict[str, float]:

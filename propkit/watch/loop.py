@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from propkit.store.run import Run
 from propkit.store.run import open as open_run
+from propkit.watch.choice import NothingToShowError
 from propkit.watch.frame import (
     Frame,
-    NothingToShowError,
     duration,
     read_frame,
     render,
@@ -35,7 +35,7 @@ class Watcher:
 
     Args:
         path: Of the run; it need not be there yet.
-        probe: Group to show, see `propkit.watch.frame.choose`.
+        probe: Group to show, see `propkit.watch.choice.choose`.
         variable: Its variable.
         clock: Seconds, from any origin.
     """

@@ -90,8 +90,8 @@ def test_the_panel_shows_the_curves_and_says_what_is_beyond(recorded):
     assert text.get_text() == "beyond the axis: up to 612"
     figure.canvas.draw()
     assert text.get_window_extent().y0 >= ax.get_window_extent().y1
-    legend = [t.get_text() for t in ax.get_legend().get_texts()]
-    assert len(legend) == 2  # the marks are not in it
+    legend = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert legend == ["all", "training", "test"]  # the marks are not in it
 
 
 def test_a_cross_beyond_the_axis_stands_at_its_top(recorded):

@@ -189,3 +189,14 @@ def test_any_label_can_be_in_a_legend(tmp_path):
     assert [t.get_text() for t in texts] == labels
     ax.figure.savefig(tmp_path / "x.png")
     assert [t.get_parse_math() for t in texts] == [True, False, True, False, True]
+
+
+def test_a_line_without_markers_marks_lone_points():
+    look = line_look(0) | {"marker": ""}
+    alone = curve(axes(), [3], [1.0], look, "a")
+    assert (alone.get_marker(), alone.get_markevery()) == ("o", [0])
+    square = curve(axes(), [3], [1.0], look | {"lone": "s"}, "a")
+    assert square.get_marker() == "s"
+    among = curve(axes(), range(5), [1.0, 2.0, np.nan, 3.0, np.nan], look, "a")
+    assert among.get_markevery() == [3]
+    assert curve(axes(), range(5), np.ones(5), look, "a").get_marker() in ("", "None")

@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 
 import propkit
-from propkit.figures.errors import depth_groups, error_curves, parameters_of, series_of
+from propkit.figures.errors import depth_groups, error_curves, parameters_of
+from propkit.figures.kinds import kinds_of, series_of
 from propkit.figures.runs import FigureError
 from propkit.schema import Group, Variable
 from propkit.store.memory import MemoryWriter
 
 
-def logged(label="a", depth=None, model=None, parameters=None, seed=0, **curves):
+def logged(label="a", depth=None, model=None, parameters=None, seed=0, settings=None, **curves):
     """A run of these training curves, row i at iteration i; NaN where nothing was logged."""
     recipe = {k: v for k, v in {"depth": depth, "model": model}.items() if v is not None}
-    config = {"recipe": recipe} | ({"parameters": parameters} if parameters else {})
+    recipe |= settings or {}
+    config = {"recipe": recipe, "seed": seed} | ({"parameters": parameters} if parameters else {})
     writer = MemoryWriter({"label": label, "config": config, "seed": seed})
     writer.define(Group("log", tuple(Variable(name) for name in curves)))
     values = {k: np.asarray(v, dtype=float) for k, v in curves.items()}
@@ -221,3 +223,77 @@ def test_parameters_are_those_of_the_configuration_or_of_the_summary():
         propkit.figures.parameter_efficiency(run)
     run.attributes["model_summary"] = "Net: 1,234,567 parameters; 3 Conv2d"
     assert parameters_of(run) == 1234567
+
+
+def regimes(*settings, seeds=1, name="plain20", test=(0.5, 0.6)):
+    """Runs of plain networks, `seeds` of each of the settings."""
+    curves = {"accuracy": [0.4, 0.6], "test_accuracy": list(test), "parameters": 1000}
+    return {
+        f"{name}-{i}-{seed}": logged(
+            f"{name}-{i}", 20, "plain", seed=seed, settings={"name": f"{name}-{i}", **s}, **curves
+        )
+        for i, s in enumerate(settings)
+        for seed in range(seeds)
+    }
+
+
+L2, ORTHO = {"weight_decay": 1e-4}, {"weight_decay": 0.0, "orthonormality": 1.0}
+
+
+@pytest.mark.parametrize("name", ["generalisation_gap", "parameter_efficiency"])
+def test_two_regimes_are_not_taken_for_seeds_of_one_kind(name):
+    runs = regimes(L2, ORTHO)
+    figure = getattr(propkit.figures, name)(*runs.values(), labels=list(runs))
+    legend = figure.legends[0] if figure.legends else figure.axes[0].get_legend()
+    assert [t.get_text() for t in legend.get_texts()][:2] == ["plain20-0-0", "plain20-1-0"]
+    merged = getattr(propkit.figures, name)(*runs.values(), by="recipe.model")
+    legend = merged.legends[0] if merged.legends else merged.axes[0].get_legend()
+    assert legend.get_texts()[0].get_text() == "plain"
+
+
+def test_kinds_are_runs_that_differ_in_seed_and_depth_only():
+    several = {str(k): run for k, run in study().items()}
+    assert set(kinds_of(several).values()) == {"plain", "resnet"}
+    runs = regimes(L2, ORTHO, seeds=2)
+    assert set(kinds_of(runs).values()) == {"plain20-0", "plain20-1"}  # the recipes' names
+    # What is recorded, and what a recipe says of itself, is no other training.
+    aside = {**L2, "every": 50, "probes": ["weight"], "summary": "other"}
+    assert set(kinds_of(regimes(L2, aside, seeds=2)).values()) == {"plain"}
+    assert kinds_of(runs, "seed") == {"plain20-0-0": "0", "plain20-0-1": "1"} | {
+        "plain20-1-0": "0",
+        "plain20-1-1": "1",
+    }
+
+
+def test_kinds_of_one_recipe_are_named_by_the_settings_in_which_they_differ():
+    named = {"name": "same"}
+    runs = regimes({**L2, **named, "lr": 0.1}, {**L2, **named, "lr": 0.05}, seeds=2)
+    assert set(kinds_of(runs).values()) == {"plain, lr=0.1", "plain, lr=0.05"}
+    sweep = {}
+    for depth in (44, 110):
+        for optimizer in ("sgd", "adam"):
+            settings = {
+                "name": f"table2-{depth}-{optimizer}",
+                "optimizer": optimizer,
+                "depth": depth,
+            }
+            sweep |= regimes(settings, name=f"{depth}-{optimizer}")
+    assert list(kinds_of(sweep).values()) == 2 * ["table2-sgd", "table2-adam"]
+    many = {f"s{i}": i for i in range(5)}
+    runs = regimes({**L2, **named}, {**L2, **named, **many}, seeds=2)
+    assert set(kinds_of(runs).values()) == {"plain20-0-0 and 1 more", "plain20-1-0 and 1 more"}
+
+
+def test_one_evaluation_is_two_points_and_the_legend_says_which_is_which():
+    (run,) = regimes(L2, test=(np.nan, 0.5)).values()
+    figure = propkit.figures.generalisation_gap(run)
+    top = figure.axes[0]
+    (train,) = [x for x in top.lines if x.get_gid() == "train"]
+    (test,) = [x for x in top.lines if x.get_gid() == "test"]
+    assert (train.get_marker(), train.get_markerfacecolor()) == ("o", "white")
+    assert (test.get_marker(), test.get_markerfacecolor()) == ("o", test.get_color())
+    _, dashed, solid = figure.legends[0].legend_handles
+    for handle, line in ((dashed, train), (solid, test)):
+        assert (handle.get_marker(), handle.get_linestyle()) == ("o", "None")
+        hollow = line.get_markerfacecolor() == "white"
+        assert (handle.get_markerfacecolor() == "white") == hollow

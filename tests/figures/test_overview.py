@@ -56,7 +56,8 @@ def test_several_runs_are_laid_over_each_other_with_one_legend(recorded):
     assert tuple(parts(figure)) == COMPARED
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["a", "b", "c"]
     for name, part in parts(figure).items():
-        assert not part.legends
+        kinds = [t.get_text() for legend in part.legends for t in legend.get_texts()]
+        assert kinds == (["training", "test"] if name == "learning_curves" else [])
         for ax in part.axes:
             assert ax.get_legend() is None
             if name not in ("learning_curves", "fig4"):

@@ -1,5 +1,6 @@
 """Runs and labels that figures are given, and what they say when something is missing."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -87,3 +88,42 @@ def test_a_run_without_rows_says_that_and_its_state():
         FigureError, match=r"'new' has no row of 'error_moment' yet \(state: running"
     ):
         need(Run.from_memory(writer), "error_moment", "fig3")
+
+
+SAMPLED = {"sampling": {"error_moment": 2}}
+
+
+def unwritten(state="running", attributes=SAMPLED):
+    writer = MemoryWriter({"label": "live", **attributes})
+    writer.commit()
+    if state != "running":
+        writer.close(state)
+    return Run.from_memory(writer)
+
+
+def test_what_is_being_recorded_and_not_flushed_yet_is_not_said_to_be_missing():
+    expected = (
+        r"^fig3: run 'live' has no row of 'error_moment' yet \(state: running\)\. Rows appear"
+    )
+    with pytest.raises(FigureError, match=expected):
+        need(unwritten(), "error_moment", "fig3")
+    with pytest.raises(FigureError, match=r"'log' yet \(state: running\)"):
+        need(unwritten(), "log", "learning_curves")
+    with pytest.raises(FigureError, match=r"yet \(state: failed\)\. It ended before a row"):
+        need(unwritten("failed"), "error_moment", "fig3")
+    with pytest.raises(FigureError, match=r"needs 'weight', which .* Record it with"):
+        need(unwritten(), "weight", "fig3")
+    off = unwritten(attributes={**SAMPLED, "faults": {"error_moment": "step 0: broke"}})
+    with pytest.raises(FigureError, match=r"switched off during the run: step 0: broke\.$"):
+        need(off, "error_moment", "fig3")
+
+
+@pytest.mark.parametrize("gone", ["error_moment", "error_moment/site"])
+def test_a_store_that_lost_an_array_is_damaged(make_store, groups, steps, tmp_path, gone):
+    path = make_store(tmp_path / "a.zarr", steps, groups)
+    shutil.rmtree(path / gone)
+    named = "error_moment/depth, .* more are" if gone == "error_moment" else "error_moment/site is"
+    for figure in (propkit.figures.fig3, propkit.figures.fig4):
+        with pytest.raises(FigureError, match=rf"a\.zarr is damaged: {named} missing, .* copy"):
+            figure(path)
+    assert propkit.figures.fig2(path).axes  # of other groups
