@@ -1,5 +1,6 @@
 """`attach`: put probes on a model."""
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from propkit.hooks.steps import OptimizerSteps
 from propkit.hooks.taps import Taps
 from propkit.notices import say
 from propkit.probe import Probe
+from propkit.recording.arguments import check_arguments
 from propkit.recording.layout import Layout
 from propkit.recording.opening import Target
 from propkit.recording.outbox import Outbox
@@ -21,8 +23,9 @@ from propkit.recording.provenance import describe_run
 from propkit.recording.ranks import Ranks
 from propkit.recording.recorder import Recorder
 from propkit.recording.resume import declared, segment
+from propkit.recording.sampling import Sampling
 from propkit.registry import find_probes
-from propkit.schedules import Schedule, as_schedule, name_of
+from propkit.schedules import Schedule, as_schedule, name_of, tried
 from propkit.sites import find_sites
 from propkit.store.place import Source
 
@@ -119,8 +122,9 @@ def attach(
 
     Raises:
         TypeError: `model` is no module, or an argument has the wrong type.
-        ValueError: A pattern matches no module, a probe is unknown, the model is compiled already; the run to be
-            continued has other sites, probes or variables, or `store` holds no run.
+        ValueError: A pattern matches no module, a probe is unknown, a schedule cannot say whether to measure the first
+            step, the model is compiled already; the run to be continued has other sites, probes or variables, or
+            `store` holds no run.
         FileExistsError: `store` exists, and neither `overwrite` nor `resume` is given.
         FileNotFoundError: There is no run to be continued at `step`.
         BlockingIOError: Another process writes the run.
@@ -130,47 +134,58 @@ def attach(
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         model = model.module
     _check_model(model)
-    if not isinstance(optimizer, torch.optim.Optimizer | None):
-        raise TypeError(
-            f"optimizer: expected a torch.optim.Optimizer, found {type(optimizer).__name__}; for a loop without one "
-            "leave it out and call recorder.step() once per step"
-        )
+    check_arguments(
+        optimizer=optimizer,
+        scaler=scaler,
+        probes=probes,
+        include=include,
+        exclude=exclude,
+        blocks=blocks,
+        config=config,
+    )
     found = find_probes(probes)
-    sampling = _sampling(every, found)
-    schedules = {name: as_schedule(when) for name, when in sampling.items()}
+    times = _times(every, found)
+    schedules = _schedules(times, every, step or 0)
     sites, notes = find_sites(
         model, found, include, exclude, find_blocks(model) if blocks is None else blocks
     )
     # A step that is sampled for others alone, which have no site, is not a sampled one.
     present = {p.name for site in sites for p in site.probes}
+    sampling = Sampling(
+        {name: when for name, when in schedules.items() if name in present},
+        [p.name for p in found if p.every is not None],
+        budget,
+    )
     if probes is not None:
         for note in notes:
             say(note)
     attributes = describe_run(model, label, config, seed)
     attributes["notes"] = notes
-    attributes["sampling"] = {name: name_of(when) for name, when in sampling.items()}
+    attributes["sampling"] = {name: name_of(when) for name, when in times.items()}
     attributes |= declared(found, sites)
     attributes["segments"] = [segment(attributes, 0)]
     ranks = Ranks.find() if distributed else None
 
-    writer, open_run, start = target.open(attributes, found, sites, ranks)
-    layout = Layout(found, sites)
-    layout.restore(start.groups)
-    threaded = store is not None or ranks is not None
-    recorder = Recorder(
-        Outbox(writer, layout, threaded, notes, ranks, start, target.finish),
-        layout,
-        {name: when for name, when in schedules.items() if name in present},
-        open_run,
-        LossScale(scaler, 1 if ranks is None else ranks.size, say),
-        ranks,
-        start.step,
-        strict,
-        [p.name for p in found if p.every is not None],
-        budget,
-    )
-    steps = OptimizerSteps(model, recorder.end_step, optimizer, recorder.broken)
-    recorder.start(Taps(model, sites, recorder), steps.remove, lambda: steps.found)
+    opened = target.open(attributes, found, sites, ranks)
+    with contextlib.ExitStack() as undo:  # if anything fails from here on, nothing is left behind
+        undo.callback(opened.undo)
+        start = opened.start
+        layout = Layout(found, sites)
+        layout.restore(start.groups)
+        threaded = store is not None or ranks is not None
+        outbox = Outbox(opened.writer, layout, threaded, notes, ranks, start, target.finish)
+        undo.callback(outbox.abandon)
+        scale = LossScale(scaler, 1 if ranks is None else ranks.size, say)
+        undo.callback(scale.remove)
+        recorder = Recorder(
+            outbox, layout, sampling, opened.open_run, scale, ranks, start.step, strict
+        )
+        taps = Taps(model, sites, recorder)
+        undo.callback(taps.remove)
+        steps = OptimizerSteps(model, recorder.end_step, optimizer, recorder.broken)
+        undo.callback(steps.remove)
+        recorder.start(taps, steps.remove, lambda: steps.found)
+        undo.pop_all()
     return recorder
 
 
@@ -188,11 +203,11 @@ def _check_model(model: nn.Module) -> None:
         )
 
 
-def _sampling(every: When | Mapping[str, When] | None, probes: Sequence[Probe]) -> dict[str, When]:
+def _times(every: When | Mapping[str, When] | None, probes: Sequence[Probe]) -> dict[str, When]:
     """When each probe is measured."""
     names = [p.name for p in probes]
     if isinstance(every, Mapping):
-        unknown = sorted(set(every) - set(names))
+        unknown = sorted(set(every) - set(names), key=str)
         if unknown:
             raise ValueError(
                 f"every names {unknown[0]!r}, which is not recorded; recorded are {', '.join(names)}"
@@ -204,3 +219,17 @@ def _sampling(every: When | Mapping[str, When] | None, probes: Sequence[Probe]) 
         named = dict.fromkeys(names, every) if dear_alone and every is not None else {}
     usual = 1 if every is None else every
     return {p.name: named.get(p.name, usual if p.every is None else p.every) for p in probes}
+
+
+def _schedules(
+    times: Mapping[str, When], every: When | Mapping[str, When] | None, step: int
+) -> dict[str, Schedule]:
+    """The schedules of the probes; each is asked once, and the message of an error says which argument it is."""
+    named = every if isinstance(every, Mapping) else {}
+    schedules = {}
+    for name, when in times.items():
+        argument = "every" if when is every else f"every of probe {name!r}"
+        if name in named:
+            argument = f"every[{name!r}]"
+        schedules[name] = tried(as_schedule(when, argument), argument, step)
+    return schedules

@@ -36,8 +36,14 @@ def every(n: int) -> Schedule:
     >>> [step for step in range(7) if every(3)(step)]
     [0, 3, 6]
     """
+    return _period(n, "every")
+
+
+def _period(n: int, argument: str) -> Schedule:
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"every={n!r}: expected a number of steps >= 1 or a function step -> bool")
+        raise ValueError(
+            f"{argument}={n!r}: expected a number of steps >= 1 or a function step -> bool"
+        )
     return _Every(n)
 
 
@@ -68,13 +74,36 @@ def _ceil_power(k: int, per_decade: int) -> int:
     return nearest if abs(value - nearest) < 1e-9 * value else int(value) + 1
 
 
-def as_schedule(when: int | Schedule) -> Schedule:
-    """A schedule from a period or a schedule.
+def as_schedule(when: int | Schedule, argument: str = "every") -> Schedule:
+    """A schedule from a period or a schedule, which error messages call `argument`.
 
     Raises:
         ValueError: Neither a period >= 1 nor a function.
     """
-    return when if callable(when) else every(when)
+    return when if callable(when) else _period(when, argument)
+
+
+def tried(when: Schedule, argument: str, step: int) -> Schedule:
+    """The schedule, if it can say whether to measure in a step: one that cannot is found before a recording begins.
+
+    Raises:
+        ValueError: It raises, or what it gives is neither true nor false.
+    """
+    try:
+        answer = when(step)
+        clear = hasattr(type(answer), "__bool__")  # a function or a text, say, would be true always
+        bool(answer)
+    except Exception as error:
+        raise ValueError(
+            f"{argument}: expected a function step -> bool, found {name_of(when)}, which raises "
+            f"{type(error).__name__} at step {step}: {error}"
+        ) from error
+    if not clear:
+        raise ValueError(
+            f"{argument}: expected a function step -> bool, found {name_of(when)}, which gives "
+            f"{type(answer).__name__} {answer!r:.60} at step {step}"
+        )
+    return when
 
 
 def name_of(when: int | Schedule) -> int | str:

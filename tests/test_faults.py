@@ -1,5 +1,6 @@
 """What cannot be written: the training goes on, nothing is lost that need not be, and errors say what to do."""
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -179,3 +180,134 @@ def test_a_damaged_chunk_is_named(tmp_path, length):
     assert open_run(writer.path)["error_moment"].input.notnull().all()  # the rest can be read
     chunk.unlink()
     assert open_run(writer.path)["error_moment"].output.isnull().all()
+
+
+def _fails(*_, **__):
+    raise ArithmeticError("a bug")
+
+
+@pytest.mark.parametrize("store", ["memory", "directory"])
+@pytest.mark.parametrize("where", ["outbox.write_flush", "layout.Layout.new_groups"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_failure_of_the_last_flush_is_said_and_strictly_raised(
+    store, where, strict, tmp_path, monkeypatch
+):
+    training = Training("mlp")
+    path = tmp_path / "run.zarr" if store == "directory" else None
+    recorder = propkit.attach(training.model, path, probes="error_moment", strict=strict)
+    training.train(recorder, 2)
+    recorder.flush()
+    monkeypatch.setattr(f"propkit.recording.{where}", _fails)
+    training.train(recorder, 2)
+    raised = pytest.raises(ArithmeticError) if strict else contextlib.nullcontext()
+    with (
+        pytest.warns(PropkitWarning, match=r"the last rows.*ArithmeticError: a bug") as said,
+        raised,
+    ):
+        recorder.detach()
+    assert len(said) == 1
+    recorder.detach()  # nothing more
+    run = recorder.run
+    assert run.state == "failed"
+    assert "a bug" in run.attributes["reason"]
+    assert run["error_moment"].sizes["step"] == 2
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in training.model.modules())
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_failure_of_the_last_flush_leaves_the_block_as_it_ends(strict, tmp_path, monkeypatch):
+    for error in (None, KeyError("mine"), KeyboardInterrupt()):
+        training = Training("mlp")
+        path = tmp_path / f"{type(error).__name__}.zarr"
+        expected = type(error) if error else ArithmeticError if strict else None
+        raised = pytest.raises(expected) if expected else contextlib.nullcontext()
+        with (  # noqa: PT031 - the block is what is tested
+            monkeypatch.context() as patch,
+            pytest.warns(PropkitWarning, match=r"the last rows could not be written \(Arithmetic"),
+            raised as caught,
+            propkit.attach(training.model, path, probes="error_moment", strict=strict) as recorder,
+        ):
+            training.train(recorder, 2)
+            patch.setattr(outbox, "write_flush", _fails)
+            if error is not None:
+                raise error
+        assert error is None or caught.value is error
+        assert propkit.open(path).state == "failed"
+
+
+def test_a_disk_that_is_full_at_the_end_raises_strictly(tmp_path, monkeypatch):
+    disk, training = FullDisk(monkeypatch), Training("mlp")
+    recorder = propkit.attach(training.model, tmp_path / "run.zarr", strict=True)
+    training.train(recorder, 2)
+    disk.full = True
+    with (
+        pytest.raises(OSError, match="No space left"),
+        pytest.warns(PropkitWarning, match="could not be closed"),
+    ):
+        recorder.detach()
+
+
+def test_a_fault_in_each_flush_ends_the_recording_not_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(outbox, "FLUSH_ROWS", 2)
+    monkeypatch.setattr("propkit.recording.layout.Layout.new_groups", _fails)
+    training = Training("mlp")
+    recorder = propkit.attach(training.model, tmp_path / "run.zarr", probes="error_moment")
+    with pytest.warns(PropkitWarning, match="fault in propkit: ArithmeticError: a bug"):
+        training.train(recorder, 5)
+    assert propkit.open(tmp_path / "run.zarr").state == "failed"
+
+
+def test_a_probe_that_gave_nothing_but_nan_is_named_when_a_short_run_ends(tmp_path):
+    @propkit.probe
+    def undefined(output):
+        return (output.sum() * 0) / 0
+
+    training = Training("mlp")
+    with (
+        pytest.warns(
+            PropkitWarning, match="'undefined' failed at step 3: ValueError: it gave noth"
+        ),
+        propkit.attach(
+            training.model, tmp_path / "run.zarr", probes=[undefined, "weight"]
+        ) as recorder,
+    ):
+        training.train(recorder, 3)
+    assert "nothing but NaN" in recorder.run.attributes["faults"]["undefined"]
+    assert recorder.run.state == "complete"
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_schedule_that_raises_switches_its_probes_off(strict):
+    def early(step):
+        return step < 3 or 1 / 0
+
+    def unclear(step):
+        return step < 4 or np.zeros(2)
+
+    asked = []
+
+    def always(step):
+        asked.append(step)
+        return True
+
+    training = Training("mlp")
+    every = {"weight": early, "activation": early, "error_moment": always, "gradient_norm": unclear}
+    recorder = propkit.attach(training.model, probes=[*every], every=every, strict=strict)
+    training.train(recorder, 2)
+    with pytest.warns(PropkitWarning) as said:
+        training.train(recorder, 4)
+    recorder.detach()
+    texts = [str(w.message) for w in said]
+    assert [t.partition(" raised")[0] for t in texts] == [
+        "the schedule of 'weight', 'activation'",
+        "the schedule of 'gradient_norm'",
+    ]
+    assert "ZeroDivisionError: division by zero at step 3" in texts[0]
+    run = recorder.run
+    assert run.state == "complete"
+    steps = {name: run[name].sizes["step"] for name in every}
+    assert steps == {"weight": 3, "activation": 3, "error_moment": 6, "gradient_norm": 4}
+    assert run["log"].sizes["step"] == 6
+    raised = "its schedule raised ZeroDivisionError: division by zero"
+    assert run.attributes["faults"]["weight"] == f"step 3: {raised}"
+    assert asked == [0, *range(7)]  # once to see whether it can be asked

@@ -1,9 +1,12 @@
 """Combining the values of a step, against loops in NumPy."""
 
 import gc
+import random
+import sys
 import threading
 import types
 import weakref
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -140,6 +143,73 @@ def test_curves_merge_within_a_step_grow_and_keep_their_values() -> None:
 def test_names_that_no_variable_can_have_are_refused_at_once() -> None:
     with pytest.raises(ValueError, match=r"write 'train\.loss'"):
         Curves().add(0, None, {"train/loss": 1.0})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "a/b", "a\\b", ".a", "__a", "zarr.json", "a\0b", "a\nb", "\ud800", "x" * 201, "ä" * 101],
+)
+def test_a_name_that_no_store_could_hold_is_refused_at_the_call(name) -> None:
+    curves = Curves()
+    curves.add(0, None, {"loss": 1.0})
+    with pytest.raises(ValueError, match=r"a name is a variable of the run.*write '[\w.]+'"):
+        curves.add(1, None, {name: 1.0})
+    assert [v.name for v in curves.take(None)[1].variables] == ["loss"]
+
+
+@pytest.mark.parametrize("step", [torch.tensor(2), np.int64(2), np.uint8(2), np.array(2)])
+def test_any_integer_may_be_a_step(step) -> None:
+    curves = Curves()
+    for s in (0, 1, True, step, 2):
+        curves.add(0, s, {"loss": 1.0})
+    assert _steps(curves) == [0, 1, 2]
+    assert all(type(s) is int for s in (*curves._open, curves._written))
+
+
+@pytest.mark.parametrize(
+    ("step", "kind", "match"),
+    [
+        (1.5, TypeError, r"log\(step=...\): expected the number of a step.*found float 1\.5"),
+        (1.0, TypeError, "found float"),
+        ("a", TypeError, "found str 'a'"),
+        (torch.tensor(1.0), TypeError, "found Tensor"),
+        (torch.tensor([1, 2]), TypeError, "found Tensor"),
+        (2**63, ValueError, r"expected a step below 2\*\*63"),
+        (np.uint64(2**63), ValueError, r"expected a step below 2\*\*63"),
+        (-1, ValueError, "in the order of steps"),
+    ],
+)
+def test_what_is_no_step_is_refused_at_the_call(step, kind, match) -> None:
+    curves = Curves()
+    curves.add(0, 0, {"loss": 1.0})
+    with pytest.raises(kind, match=match):
+        curves.add(0, step, {"loss": 1.0})
+    assert _steps(curves) == [0]
+
+
+def test_steps_increase_whatever_several_threads_log() -> None:
+    curves, taken, done = Curves(), [], threading.Event()
+
+    def log() -> None:
+        while not done.is_set():
+            with suppress(ValueError):  # written already
+                curves.add(0, random.randrange(len(taken) + 100), {"loss": 1.0})
+
+    threads = [threading.Thread(target=log) for _ in range(3)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for t in threads:
+            t.start()
+        for before in range(0, 3000, 10):
+            taken += _steps(curves, before)
+    finally:
+        done.set()
+        sys.setswitchinterval(interval)
+        for t in threads:
+            t.join()
+    taken += _steps(curves)
+    assert taken == sorted(set(taken))
 
 
 @pytest.mark.parametrize("value", [torch.zeros(2), "1", None])

@@ -1,7 +1,8 @@
 """Training curves: scalars that the user logs, kept on their device until the next flush."""
 
+import operator
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 import torch
@@ -43,7 +44,10 @@ class Curves:
         self._written = first - 1
 
     def add(
-        self, completed: int, step: int | None, scalars: dict[str, float | torch.Tensor]
+        self,
+        completed: int,
+        step: SupportsIndex | None,
+        scalars: dict[str, float | torch.Tensor],
     ) -> None:
         """Keep `scalars` for `step`, with the values that they have now; the dict is kept too.
 
@@ -56,7 +60,7 @@ class Curves:
             scalars: Numbers or tensors of one element.
 
         Raises:
-            TypeError: A value is neither.
+            TypeError: A value is neither, or the step is no integer.
             ValueError: The step is written already, or a name cannot name a variable.
         """
         checked = self._checked
@@ -74,6 +78,8 @@ class Curves:
             if self._behind is None:
                 self._behind = int(completed != self._first)
             step = max(completed - self._behind, self._first)
+        elif type(step) is not int or step > _LAST:
+            step = _integer(step)
         row = self._open.get(step)
         if row is not None:
             row.update(scalars)
@@ -89,8 +95,11 @@ class Curves:
 
     def take(self, before: int | None) -> tuple[CurveRows, Group | None]:
         """Rows of the steps below `before` (None: all), and the group if it has grown."""
-        steps = sorted(s for s in self._open if before is None or s < before)
-        curves = [self._open.pop(s) for s in steps]
+        # Copies, of the steps and of each row: other threads may be logging.
+        taken = sorted(s for s in list(self._open) if before is None or s < before)
+        rows = {s: self._open.pop(s).copy() for s in taken}
+        steps = [s for s in taken if s > self._written]
+        curves = [rows[s] for s in steps]
         if steps:
             self._written = steps[-1]
         known = len(self._names)
@@ -100,12 +109,47 @@ class Curves:
         return CurveRows(steps, curves), group
 
 
-def _scalar(name: str, value: object) -> float | torch.Tensor:
-    if "/" in name or name.startswith((".", "__")):
+_LAST = 2**63 - 1
+"""The largest number that a step can have in the store."""
+
+_LONGEST = 200
+"""Bytes of a name: it names a folder, and file systems have 255."""
+
+
+def _integer(step: SupportsIndex) -> int:
+    """A step that was given as something else than an `int`, or is too large."""
+    try:
+        number = int(operator.index(step))
+    except TypeError:
+        raise TypeError(
+            f"log(step=...): expected the number of a step, an integer, found {type(step).__name__} {step!r:.60}"
+        ) from None
+    if number > _LAST:
+        raise ValueError(f"log(step={number}): expected a step below 2**63")
+    return number
+
+
+def _check_name(name: str) -> None:
+    if not _names_a_folder(name):
+        better = name.strip("._").replace("/", ".").replace("\\", ".")
         raise ValueError(
-            f"log({name!r}): a name is a variable of the run, so it has no '/' and no leading '.' or '__'; "
-            f"write {name.strip('._').replace('/', '.')!r}"
+            f"log({name!r:.60}): a name is a variable of the run, so it is not empty, has no '/' and no leading '.' or "
+            f"'__', and can be printed in {_LONGEST} bytes; write {better if _names_a_folder(better) else 'loss'!r}"
         )
+
+
+def _names_a_folder(name: str) -> bool:
+    return (
+        0 < len(name.encode(errors="replace")) <= _LONGEST
+        and name.isprintable()
+        and not {"/", "\\"} & set(name)
+        and not name.startswith((".", "__"))
+        and name != "zarr.json"
+    )
+
+
+def _scalar(name: str, value: object) -> float | torch.Tensor:
+    _check_name(name)
     if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex():
         value = value.detach().reshape(())
         if type(value) is torch.Tensor and value.is_cpu:

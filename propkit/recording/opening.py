@@ -1,5 +1,6 @@
 """Where a recording goes: a new run in memory or in a store, or one that is continued."""
 
+import functools
 import importlib
 import os
 from collections.abc import Callable, Sequence
@@ -21,11 +22,15 @@ if TYPE_CHECKING:
 
 
 class Opened(NamedTuple):
-    """A run that is ready: its writer, how to open it for reading, and where the recording begins."""
+    """A run that is ready: its writer, how to open it for reading, where the recording begins, and how to undo it.
+
+    A run that was created is removed by `undo`; one that was to go on is closed as failed.
+    """
 
     writer: "Writer"
     open_run: "Callable[[], Run]"
     start: Start
+    undo: "Callable[[], None]" = lambda: None
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ class Target:
         # It takes 0.1 s, for which the first flush would hold up the training.
         importlib.import_module("zarr")
         writer = ZarrWriter.create(self.store, attributes, self.overwrite, self.durable)
-        return Opened(writer, lambda: stores.open(writer.path), BEGINNING)
+        return Opened(writer, lambda: stores.open(writer.path), BEGINNING, writer.discard)
 
     def _elsewhere(
         self,
@@ -141,9 +146,10 @@ class Target:
                 new = self._new(left, attributes, probes, sites)
                 writer = ObjectWriter.resume(left, new["steps"], new)
                 _tell(left, attributes, new)
-                return Opened(writer, lambda: stores.open(store), start_of(left, new))
+                start = start_of(left, new)
+                return Opened(writer, lambda: stores.open(store), start, _given_up(writer))
         writer = ObjectWriter.create(store, attributes, self.overwrite)
-        return Opened(writer, lambda: stores.open(store), BEGINNING)
+        return Opened(writer, lambda: stores.open(store), BEGINNING, writer.discard)
 
     def finish(self) -> None:
         """Compress a run that is complete."""
@@ -172,7 +178,8 @@ class Target:
             left.let_go()
             raise
         _tell(left, attributes, new)
-        return Opened(writer, lambda: stores.open(writer.path), start_of(left, new))
+        start = start_of(left, new)
+        return Opened(writer, lambda: stores.open(writer.path), start, _given_up(writer))
 
     def _new(
         self,
@@ -196,6 +203,10 @@ def _tell(left: "Left", attributes: dict[str, Any], new: dict[str, Any]) -> None
         say(f"{left.name}: {note}")
     mine: list[str] = attributes["notes"]
     mine[:] = [*new["notes"], *(note for note in mine if note not in new["notes"])]
+
+
+def _given_up(writer: "Writer") -> "Callable[[], None]":
+    return functools.partial(writer.close, "failed", "attach failed before the run went on")
 
 
 def _in_memory(attributes: dict[str, Any], start: Start) -> Opened:

@@ -10,6 +10,7 @@ from propkit.notices import say
 from propkit.recording.background import Inline, Worker
 from propkit.recording.budget import Budget, Overhead, costs
 from propkit.recording.curves import Curves
+from propkit.recording.faults import Faults
 from propkit.recording.flush import write_flush
 from propkit.recording.health import Health
 from propkit.recording.layout import Layout
@@ -56,7 +57,7 @@ class Outbox:
         self.rows: list[Row] = []
         self.curves = Curves(start.step, start.curves)
         self.health = Health(start.not_finite)
-        self.faults: dict[str, str] = {}
+        self.faults = Faults()
         self._costs: Callable[[], Mapping[str, object]] = dict
         self._budget: Budget | None = None
         self._earlier_faults = start.faults
@@ -70,6 +71,7 @@ class Outbox:
         self._flushed = time.monotonic()
         self._flushes = 0
         self._bytes = 0  # of spectra, on the device
+        self._troubled = False  # and it was said
 
     @property
     def error(self) -> Exception | None:
@@ -91,6 +93,15 @@ class Outbox:
         if text not in self._notes:
             self._notes.append(text)
             say(text)
+
+    def note_trouble(self) -> None:
+        """Say that rows cannot be written for now, if it has just begun."""
+        trouble = self.trouble
+        if trouble is not None and not self._troubled:
+            self.note(
+                f"step {self._steps}: {trouble}; the rows are kept in memory until they can be written"
+            )
+        self._troubled = trouble is not None
 
     def add(self, row: Row) -> None:
         """Take the row of a step."""
@@ -164,11 +175,16 @@ class Outbox:
         """Wait until what was flushed is written."""
         self._worker.drain()
 
-    def close(self, state: str, reason: str, strict: bool = False) -> None:
+    def close(self, state: str, reason: str, known: Exception | None = None) -> Exception | None:
         """Write what was flushed, then end the run.
 
-        Raises:
-            OSError: The run could not be closed, and `strict`; otherwise a warning says so.
+        Args:
+            state: How it ends.
+            reason: Why.
+            known: A failure that was said already.
+
+        Returns:
+            Why rows could not be written, or the run not be closed; a warning says so.
         """
         silent = self._layout.silent()
         if silent and self._layout.reductions:
@@ -178,6 +194,11 @@ class Outbox:
             )
         self._worker.stop()
         failure = self._worker.error
+        if failure is not None and failure is not known:
+            say(
+                f"the last rows could not be written ({type(failure).__name__}: {failure}); what was committed is "
+                "readable"
+            )
         if failure is None and self._ranks is not None and state == "complete":
             try:
                 self._ranks.part()
@@ -188,22 +209,25 @@ class Outbox:
                 self._writer.update(**self._remarks())
                 self._writer.close(state, reason)
             else:
-                self._writer.close("failed", reason or str(failure))
-        except OSError as error:
+                self._writer.close("failed", reason or str(failure)[:500])
+        except Exception as error:
             say(
                 f"the run could not be closed ({type(error).__name__}: {error}); what was committed is readable"
             )
-            if strict:
-                raise
-            return
+            return failure or error
         if failure is None and state == "complete" and (self._ranks is None or self._ranks.writes):
             try:
                 self._finish()
-            except OSError as error:
+            except Exception as error:
                 say(
                     f"the run could not be compacted ({type(error).__name__}: {error}); it is whole, as it was "
                     "written, and propkit.open(...).compact() tries again"
                 )
+        return failure
+
+    def abandon(self) -> None:
+        """End the thread; nothing more is written."""
+        self._worker.stop()
 
     def _agreement(self, steps: int, last: bool) -> Callable[[], None]:
         """Adopt what rank 0 decided on the budget one flush ago, as all ranks do at this flush, and decide anew."""

@@ -1,10 +1,8 @@
 """Recorder: when to measure, and the handle that the user holds."""
 
-import atexit
-import os
-import sys
-from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Self
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Self, SupportsIndex
 
 import torch
 
@@ -13,13 +11,13 @@ from propkit.hooks.taps import Key
 from propkit.notebook import recorder_html
 from propkit.notices import say
 from propkit.probe import Measurement
-from propkit.recording.budget import Budget, Overhead, kind_of
 from propkit.recording.hooks import Hooks
 from propkit.recording.layout import Layout
+from propkit.recording.lifetime import Lifetime
 from propkit.recording.outbox import Outbox
 from propkit.recording.ranks import Ranks
 from propkit.recording.rows import Observation, make_row, own_copy
-from propkit.schedules import Schedule
+from propkit.recording.sampling import Sampling
 
 if TYPE_CHECKING:
     from propkit.store.run import Run
@@ -36,42 +34,35 @@ class Recorder:
         self,
         outbox: Outbox,
         layout: Layout,
-        schedules: Mapping[str, Schedule],
+        sampling: Sampling,
         open_run: Callable[[], "Run"],
         loss_scale: LossScale,
         ranks: Ranks | None = None,
         first: int = 0,
         strict: bool = False,
-        own_schedule: Collection[str] = (),
-        budget: float | None = None,
     ) -> None:
         self.steps = first
         self._strict = strict
         self._outbox = outbox
         self._log = outbox.curves.add
         self._layout = layout
-        self._schedules = dict(schedules)
-        self._own_schedule = frozenset(own_schedule)
-        self._overhead = Overhead()
-        self._budget = None if budget is None else Budget(budget, own_schedule, self._overhead)
-        outbox.watch(self._overhead, self._budget)
+        self._sampling = sampling
+        self._schedules, self._overhead = sampling.schedules, sampling.overhead
+        outbox.watch(sampling.overhead, sampling.budget)
         self._wide = layout.wide_probes()
         self._open_run = open_run
         self._loss_scale = loss_scale
         self._ranks = ranks
-        self._hooks: Hooks | None = None
-        self._stop_listening: Callable[[], None] = lambda: None
-        self._steps_found_by: Callable[[], str | None] = lambda: None
+        self._hooks: Hooks  # they come with `start`
+        self._stop_listening: Callable[[], None]
+        self._steps_found_by: Callable[[], str | None]
         self._active: frozenset[str] = frozenset()
         self._observed: list[Observation] = []
         self._stepped = False  # since the gradient scaler's last update
         self._missed = False  # a step in which nothing was observed was noted
-        self._troubled: OSError | None = None  # and it was said
-        self._process = os.getpid()
         self._detached = False
-        atexit.register(self._at_exit)
-
-    # -- what the user calls ------------------------------------------------------------------------------------
+        self._closing = threading.RLock()
+        self._lifetime = Lifetime(self._close, self._abandon)
 
     @property
     def run(self) -> "Run":
@@ -94,7 +85,7 @@ class Recorder:
             self._outbox.drain()
             self._check()
 
-    def log(self, *, step: int | None = None, **scalars: float | torch.Tensor) -> None:
+    def log(self, *, step: SupportsIndex | None = None, **scalars: float | torch.Tensor) -> None:
         """Record training curves, without waiting for the device.
 
         Args:
@@ -104,8 +95,8 @@ class Recorder:
             **scalars: Numbers or tensors of one element, such as ``loss=loss``: as they are now, without their graph.
 
         Raises:
-            TypeError: A value is neither a number nor a tensor of one element.
-            ValueError: `step` lies before one that is written already.
+            TypeError: A value is neither a number nor a tensor of one element, or `step` is no integer.
+            ValueError: `step` lies before one that is written already, or a name cannot name a variable.
         """
         if not self._detached:
             self._log(self.steps, step, scalars)
@@ -115,7 +106,7 @@ class Recorder:
         if self._detached:
             return
         began = None
-        if self._active and self._hooks is not None:
+        if self._active:
             began = self._overhead.clock()
             self._hooks.finish_step()
             if self._over():  # by a fault in the hooks
@@ -133,9 +124,7 @@ class Recorder:
         self._loss_scale.look()  # steps that a scaler skips count, whatever is measured
         self.steps += 1
         self._stepped = True
-        self._overhead.lap(kind_of(self._active, self._own_schedule), began)
-        if self._budget is not None and self._ranks is None:
-            self._budget.consider(self.steps)
+        self._sampling.lap(self._active, began, None if self._ranks else self.steps)
         self._begin_step()
         if self._outbox.due(wide):
             began = self._overhead.clock()
@@ -158,7 +147,13 @@ class Recorder:
         self.end_step()
 
     def detach(self) -> None:
-        """Take all hooks out of the model and end the run as complete. Calling it again does nothing."""
+        """Take all hooks out of the model and end the run as complete. Calling it again does nothing.
+
+        Hooks cannot be taken out under a forward that is running: call it where no other thread trains the model.
+
+        Raises:
+            Exception: Rows could not be written or the run could not be closed, and the recording is strict.
+        """
         self._close("complete")
 
     remove = detach
@@ -167,7 +162,7 @@ class Recorder:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        self._end(error)
+        self._lifetime.end(error)
 
     def __repr__(self) -> str:
         state = "detached" if self._detached else f"recording {', '.join(self._schedules)}"
@@ -201,9 +196,7 @@ class Recorder:
 
     def fault(self, probe: str, error: Exception) -> None:
         """Note that a probe failed; training and the other probes go on."""
-        text = f"{type(error).__name__}: {error}"
-        self._outbox.faults[probe] = f"step {self.steps}: {text}"
-        say(f"probe {probe!r} failed at step {self.steps} and is off from now on: {text}")
+        self._outbox.faults.met(self.steps, probe, error, self._detached)
 
     def broken(self, error: Exception) -> None:
         """End the recording after a fault of propkit's own; training goes on, unless the recording is strict."""
@@ -225,12 +218,13 @@ class Recorder:
         self._steps_found_by = found
         self._loss_scale.on_update(self._scaler_updated)
         self._begin_step()
+        if not self._over():  # by a fault in the hooks
+            self._lifetime.begin()
 
     def _begin_step(self) -> None:
-        due = frozenset(name for name, when in self._schedules.items() if when(self.steps))
-        if self._budget is not None:
-            due = self._budget.thin(due)
-        if due != self._active and self._hooks is not None:
+        due = self._sampling.due(self.steps)
+        self._outbox.faults.of_schedules(self.steps, self._sampling.failed())
+        if due != self._active:
             self._hooks.install(due)
         self._active = due
 
@@ -245,55 +239,61 @@ class Recorder:
         return self._detached
 
     def _flush(self) -> None:
-        if (hooks := self._hooks) is not None:
-            before = None if self._detached else self.steps
-            self._outbox.flush(hooks.places, self.steps, before, hooks.stop_discovering)
+        before = None if self._detached else self.steps
+        hooks = self._hooks
+        self._outbox.flush(hooks.places, self.steps, before, hooks.stop_discovering)
 
     def _check(self) -> None:
         """See what the background found."""
-        for probe, why in self._outbox.health.faults.copy().items():
-            if probe in self._outbox.faults:
-                continue
-            if self._hooks is not None:
-                self._hooks.disabled.add(probe)
-            self.fault(probe, ValueError(why))
+        self._check_probes()
         error, trouble = self._outbox.error, self._outbox.trouble
         if self._detached:
             return
         if self._strict and (failure := error or trouble):
-            self._close("failed", str(failure)[:500])
+            self._close("failed", str(failure)[:500], failure)
             raise failure
         if error is not None:
             text = f"{type(error).__name__}: {error}"
             say(f"recording ended at step {self.steps}: {text}")
-            self._close("failed", text[:500])
-        elif trouble is not None and self._troubled is None:
-            self._outbox.note(
-                f"step {self.steps}: {trouble}; the rows are kept in memory until they can be written"
-            )
-        self._troubled = trouble
+            self._close("failed", text[:500], error)
+        else:
+            self._outbox.note_trouble()
 
-    def _close(self, state: str, reason: str = "") -> None:
-        if self._detached or os.getpid() != self._process:  # a forked loader's copy is not ours
-            return
+    def _check_probes(self) -> None:
+        for probe, why in self._outbox.health.faults.copy().items():
+            if probe not in self._outbox.faults:
+                self._hooks.disabled.add(probe)
+                self.fault(probe, ValueError(why))
+
+    def _close(self, state: str, reason: str = "", known: Exception | None = None) -> None:
+        """End the recording once; another thread waits for it. `known` is a failure that was said already."""
+        with self._closing:
+            if self._detached:
+                return
+            self._detached = True
+            self._unhook()
+            lost, wanted = None, state
+            try:
+                self._flush()
+                self._outbox.drain()
+                self._check_probes()
+            except Exception as error:  # the run is closed all the same
+                lost, text = error, f"{type(error).__name__}: {error}"
+                say(f"the last rows are lost by a fault in propkit: {text}")
+                state, reason = "failed", reason or text[:500]
+            self._observed.clear()
+            failure = self._outbox.close(state, reason, known) or lost
+            self._lifetime.over()
+        if failure is not None and self._strict and wanted == "complete":
+            raise failure
+
+    def _abandon(self) -> None:
+        """Leave the recording to the process that began it; this one is a copy."""
         self._detached = True
-        atexit.unregister(self._at_exit)
+        self._closing = threading.RLock()  # another thread may have held it
+        self._unhook()
+
+    def _unhook(self) -> None:
         self._stop_listening()
         self._loss_scale.remove()
-        if self._hooks is not None:
-            self._hooks.remove()
-        self._flush()
-        self._observed.clear()
-        self._outbox.close(state, reason, self._strict and state == "complete")
-
-    def _at_exit(self) -> None:
-        self._end(getattr(sys, "last_exc", None) or getattr(sys, "last_value", None))
-
-    def _end(self, error: BaseException | None) -> None:
-        """Close the run in the state that the end of the program or of the ``with`` block calls for."""
-        if error is None:
-            self._close("complete")
-        elif isinstance(error, KeyboardInterrupt):
-            self._close("interrupted", "KeyboardInterrupt")
-        else:
-            self._close("failed", f"{type(error).__name__}: {error}"[:500])
+        self._hooks.remove()

@@ -172,6 +172,13 @@ class ObjectWriter:
         self._commit({**self._attributes, **ending(state, reason)}, last=True)
         self._closed = True
 
+    def discard(self) -> None:
+        """Remove a run that was created and has not begun."""
+        if not self._closed:
+            self.objects.check()
+            self.objects.remove()
+            self._closed = True
+
     def _commit(self, attributes: Mapping[str, object], last: bool) -> None:
         self.objects.check()
         puts: dict[str, bytes] = {}

@@ -105,8 +105,11 @@ class Objects:
             raise FileExistsError(errno.EEXIST, f"what is there {what}", self.name)
         if not overwrite:
             raise self._taken()
+        self.remove()
+
+    def remove(self) -> None:
+        """Delete the run, the root first: nobody opens one that is being deleted."""
         with named(self.name):
-            # The root first: nobody opens a run that is being deleted.
             synchronous(self.store.delete(ROOT))
             synchronous(self.store.delete_dir(""))
 

@@ -204,6 +204,14 @@ class ZarrWriter:
         release(self._hold)
         self._hold = None
 
+    def discard(self) -> None:
+        """Remove a run that was created and has not begun."""
+        if self._hold is not None:
+            if is_at(self._hold, self.path):
+                shutil.rmtree(self.path, ignore_errors=True)
+            release(self._hold)
+            self._hold = None
+
     def _commit(self, attributes: Mapping[str, str], last: bool, sync: bool) -> None:
         totals = {name: entry.write() for name, entry in self._entries.items()}
         for name, entry in self._entries.items():
