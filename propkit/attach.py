@@ -27,7 +27,7 @@ from propkit.recording.sampling import Sampling
 from propkit.registry import find_probes
 from propkit.schedules import Schedule, as_schedule, name_of, tried
 from propkit.sites import find_sites
-from propkit.store.place import Source
+from propkit.store.place import Source, without_scheme
 
 When = int | Schedule
 
@@ -130,6 +130,7 @@ def attach(
         BlockingIOError: Another process writes the run.
         OSError: The run cannot be created at `store`: no room, no permission.
     """
+    store = None if store is None else without_scheme(store)
     target = Target(store, overwrite, resume, step, takeover, durable, compact)
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         model = model.module

@@ -83,6 +83,12 @@ def find_sites(
     if isinstance(blocks, str):
         blocks = _match("blocks", blocks, names)
     block_names = set(blocks or ())
+    unknown = sorted(block_names - set(names))
+    if unknown:
+        raise ValueError(
+            f"blocks names {unknown[0]!r}, which is no module of {type(model).__name__}; "
+            "see [name for name, _ in model.named_modules()]"
+        )
     probes = list(probes)
     remarks: list[str] = []
     sites: list[Site] = []

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -573,6 +574,7 @@ def test_spectral_normalisation_is_not_disturbed() -> None:
         ({"include": "con"}, ValueError, r"include='con' matches no module.*features, features.0"),
         ({"exclude": "["}, ValueError, "not a regular expression"),
         ({"blocks": "layer9"}, ValueError, "blocks='layer9' matches no module"),
+        ({"blocks": ["layer9"]}, ValueError, "blocks names 'layer9', which is no module"),
         (
             {"probes": ["error_momnt"]},
             ValueError,
@@ -840,3 +842,11 @@ def test_a_number_that_was_read_from_another_device_is_refused(signal: str) -> N
         propkit.attach(model.to("meta"), probes=read),
     ):
         model(torch.empty(4, 12, device="meta"))
+
+
+def test_a_url_of_this_machine_is_a_path(tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    with propkit.attach(mlp(), f"file://{tmp_path}/a%20folder/run.zarr", probes="weight"):
+        pass
+    assert propkit.open(folder / "run.zarr").state == "complete"

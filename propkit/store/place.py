@@ -69,9 +69,8 @@ def find_place(source: Source) -> Place:
         TypeError: It is neither path nor URL nor store.
         ValueError: The URL is of a kind that is not known, or a zip file is no whole one.
     """
+    source = without_scheme(source)
     if isinstance(source, str) and "://" in source:
-        if source.startswith("file://") and "::" not in source:
-            return find_place(urlsplit(source).path)
         return Place(redacted(source), None, store_at(source, read_only=True))
     if isinstance(source, str | os.PathLike):
         path = local(source)
@@ -81,6 +80,13 @@ def find_place(source: Source) -> Place:
             return Place(str(path), path, ZipFileStore(path))
         return Place(str(path), path)
     return Place(f"a {type(source).__name__}", None, store_of(source))
+
+
+def without_scheme(source: Source) -> Source:
+    """A ``file://`` URL as the path that it is, anything else as it is."""
+    if isinstance(source, str) and source.startswith("file://") and "::" not in source:
+        return unquote(urlsplit(source).path)
+    return source
 
 
 def is_local(source: Source) -> bool:
