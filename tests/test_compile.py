@@ -929,7 +929,9 @@ def test_a_leaf_is_the_input_of_a_layer(nested: bool) -> None:
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("layer", [nn.SiLU, nn.Mish, lambda: nn.GroupNorm(2, 8)], ids=str)
+@pytest.mark.parametrize(
+    "layer", [nn.SiLU, nn.Mish, lambda: nn.GroupNorm(2, 8)], ids=["SiLU", "Mish", "group norm"]
+)
 def test_layers_whose_backward_has_two_formulas_are_bit_identical(layer, backend: str) -> None:
     """Where gradients are enabled in a backward pass, some have one that can be differentiated again."""
     torch.manual_seed(0)
