@@ -30,7 +30,7 @@ SIGNALS: Mapping[str, str] = {
     "output": "first floating-point tensor that the module returns",
     "grad_input": "gradient with respect to that input tensor, all its consumers included",
     "grad_output": "gradient with respect to that output tensor, all its consumers included",
-    "weight": "the module's weight, as its forward used it",
+    "weight": "the module's weight before the optimiser's step",
     "update": "change of the weight in this optimiser step",
     "function": "the module's forward as a pure function of its input tensor (see `propkit.module_map`), not compiled",
     "module": "the module itself",
