@@ -21,8 +21,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
+from watching.compiling import part_compiled
 from watching.rounds import Bench, Spread, keep_freed_memory, peak_bytes, spread
 from watching.targets import Measured, print_targets
 from watching.tools import (
@@ -37,8 +39,6 @@ from watching.tools import (
     Configuration,
     attached,
     bare,
-    reductions,
-    timed_error,
 )
 from watching.training import Stopwatch, Subject, let_stopwatches_in
 
@@ -90,9 +90,10 @@ def part_rounds(
         f"One flush of {FLUSHED} rows of all default probes: {1e3 * flush:.1f} ms of CPU in the background, once in "
         f"{flush_seconds:g} s: {100 * flush / flush_seconds:.2f} %."
     )
-    print(
-        f"The reductions of all errors at the outputs, timed one by one in the loop: {100 * alone:.2f} % of the step."
-    )
+    if alone is not None:
+        print(
+            f"The reductions of the errors at the outputs alone: {100 * alone:.2f} % of the step."
+        )
     result[ERRORS_HERE] = result[ERRORS_HERE]._replace(reductions=alone)
     return result
 
@@ -113,12 +114,17 @@ def _no_flush_by_time() -> Iterator[float]:
             m.FLUSH_SECONDS = seconds  # type: ignore[attr-defined]
 
 
-def _reductions_alone(bench: Bench, rounds: int) -> float:
-    """Time in the function that reads an error, all layers together, of the bare step: without hooks and calling."""
-    with bench.observed(Configuration("timed", attached(probes=timed_error))) as s:
-        before = reductions.seconds
+def _reductions_alone(bench: Bench, rounds: int) -> float | None:
+    """Time in the loops that read the errors, of the bare step: no hooks, no Python; None without Numba."""
+    if not can_fuse(torch.empty(1)):
+        return None
+    kernels: Any = import_module("propkit.probes._kernels")
+    watch, loop = Stopwatch(time.perf_counter), kernels.square_sum
+    with bench.observed(next(c for c in OURS if c.label == ERRORS_HERE)) as s:
+        kernels.square_sum = watch.wrap(loop)
         pairs = bench.interleaved({"timed": s}, rounds)["timed"]
-    return (reductions.seconds - before) / sum(b.wall for _, b in pairs)
+        kernels.square_sum = loop
+    return watch.seconds / sum(b.wall for _, b in pairs)
 
 
 def _flush_cost(s: Subject) -> float:
@@ -187,58 +193,6 @@ def part_dispatch(
         if label != AGAIN:
             print(f"{label:45}{m.median:8.1f} [{m.low:.1f}, {m.high:.1f}]")
     return result
-
-
-def part_compiled(bench: Bench, rounds: int) -> dict[str, float]:
-    """Ratios of compiled steps to bare compiled ones; recorders attached before `torch.compile`."""
-    counters = torch._dynamo.utils.counters
-    print(
-        f"\ntorch.compile, {bench.x.shape[0]} images of {bench.x.shape[-1]} pixels, {bench.layers} layers:"
-    )
-
-    def compiled(s: Subject) -> Subject:
-        # The networks are of one class, and their graphs would be taken for each other's.
-        s.model = torch.compile(s.model, isolate_recompiles=True)  # type: ignore[assignment]
-        begin = time.perf_counter()
-        for _ in range(3):
-            s.step()
-        print(f"  compiled in {time.perf_counter() - begin:.0f} s", flush=True)
-        return s
-
-    reference = compiled(bench.subject())
-    with contextlib.ExitStack() as stack:
-        subjects = {"bare, again": compiled(bench.subject())}
-        for label, every in (("unsampled steps", lambda step: step == 0), ("every=1", 1)):
-            s = bench.subject()
-            stack.enter_context(attached(every=every)(s))
-            subjects[f"all default probes, {label}"] = compiled(s)
-        graphs = counters["stats"]["unique_graphs"]
-        costs = bench.interleaved(subjects, rounds, [reference])
-        late = counters["stats"]["unique_graphs"] - graphs
-        recorded = {
-            label: s.recorder.run["error_moment"]["output"]
-            for label, s in subjects.items()
-            if s.recorder
-        }
-        for label, values in recorded.items():
-            print(f"  {label}: {values.sizes}, {int(values.isnull().sum())} values missing")
-    step = spread([b.wall for pairs in costs.values() for _, b in pairs]).median
-    print(f"  bare compiled step: {1e3 * step:.1f} ms. Ratios to it, wall clock and CPU:")
-    result = {}
-    for label, pairs in costs.items():
-        wall, cpu = (
-            spread([a.wall / b.wall for a, b in pairs]),
-            spread([a.cpu / b.cpu for a, b in pairs]),
-        )
-        result[label] = cpu.median
-        print(f"  {label:43}{wall} {cpu}")
-    breaks = sum(counters["graph_break"].values())
-    print(f"  graph breaks: {breaks}; compiled again while timed: {late}", flush=True)
-    return {
-        "unsampled": result["all default probes, unsampled steps"],
-        "again": result["bare, again"],
-        "breaks": breaks,
-    }
 
 
 def compiled_in_a_process(arguments: argparse.Namespace) -> dict[str, float] | None:

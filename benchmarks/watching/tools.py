@@ -1,7 +1,6 @@
 """Ways to watch a training: propkit's and those of other tools."""
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
-from watching.training import Stopwatch, Subject
+from watching.training import Subject
 
 import propkit
 from propkit.probes._reductions import mean_square_at_once
@@ -32,18 +31,6 @@ AGAIN, ERRORS_HERE, ALL_NORMS, MOMENTS, WEIGHTS, DEFAULTS, SPARSE, IDLE = (
 def error(grad_output: torch.Tensor) -> float | torch.Tensor:
     """Mean square of the error at a layer's output: what most of the other tools see."""
     return mean_square_at_once(grad_output)
-
-
-reductions = Stopwatch(time.perf_counter)
-"""Time in the probe `timed_error` itself."""
-_timed_mean_square = reductions.wrap(mean_square_at_once)
-
-
-@propkit.probe(degree=2)
-def timed_error(grad_output: torch.Tensor) -> float | torch.Tensor:
-    """The same as `error`, on a stopwatch."""
-    value: float | torch.Tensor = _timed_mean_square(grad_output)
-    return value
 
 
 @propkit.probe
