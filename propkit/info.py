@@ -10,7 +10,7 @@ from propkit.redaction import redacted_command, redacted_settings
 from propkit.schema import SITE
 from propkit.store.collection import find_runs, place_of
 from propkit.store.run import Run
-from propkit.store.whole import damage
+from propkit.store.whole import damages
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -51,7 +51,7 @@ def summary(run: Run) -> dict[str, Any]:
     """
     groups: dict[str, Any] = {}
     sites: dict[str, dict[str, Any]] = {}
-    damaged: dict[str, str] = {}
+    damaged = damages(run)
     for name, held in run.contents.items():
         dataset = run[name]
         groups[name] = {
@@ -66,9 +66,7 @@ def summary(run: Run) -> dict[str, Any]:
                 for v, a in dataset.data_vars.items()
             },
         }
-        if wrong := damage(run, name):
-            damaged[name] = wrong
-        if wrong or SITE not in dataset.coords:
+        if name in damaged or SITE not in dataset.coords:
             continue
         columns = {c: dataset[c].values.tolist() for c in _COLUMNS if c in dataset.coords}
         for i, site in enumerate(dataset[SITE].values.tolist()):

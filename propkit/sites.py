@@ -198,9 +198,8 @@ def _own_weight(module: nn.Module) -> torch.Tensor | None:
         modes = [(m, m.training) for m in parametrizations["weight"].modules()]
         parametrizations["weight"].eval()
         try:
-            with torch.random.fork_rng(
-                _gpus_of(module)
-            ):  # some draw numbers in evaluation mode, too
+            # some draw numbers in evaluation mode, too
+            with torch.random.fork_rng(_gpus_of(module)):
                 return module.weight.detach()  # type: ignore[operator]  # nn.Module's attributes are untyped
         finally:
             for m, mode in modes:

@@ -107,9 +107,8 @@ def _parameters(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for p, requires_grad, hooks in kept:
-            if (
-                p.requires_grad != requires_grad
-            ):  # parameters made in inference mode refuse to be asked
+            # parameters made in inference mode refuse to be asked
+            if p.requires_grad != requires_grad:
                 p.requires_grad_(requires_grad)
             if hooks is None and p._backward_hooks is not None:
                 p._backward_hooks = None

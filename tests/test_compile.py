@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import propkit
@@ -1016,3 +1017,20 @@ def test_weights_of_a_step_that_the_scaler_skips() -> None:
             scaler.update()
     np.testing.assert_allclose(recorder.run["weight"]["norm"], norms, rtol=1e-6)
     assert float(recorder.run["weight"]["update_ratio"][3].max()) == 0
+
+
+def test_a_program_recorded_between_forward_and_step_costs_no_row() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)), torch.randn(8, 4)
+    optimizer = sgd(model)
+    with propkit.attach(model, probes=["error_moment", "weight"]) as recorder:
+        run = _compiled(model)
+        for step in range(3):
+            optimizer.zero_grad()
+            loss = run(x).square().mean()
+            if step == 1:
+                make_fx(lambda x: model(x))(x)
+            loss.backward()
+            optimizer.step()
+    for group in ("error_moment", "weight"):
+        assert recorder.run[group]["step"].values.tolist() == [0, 1, 2]

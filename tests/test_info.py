@@ -259,9 +259,8 @@ def test_a_group_whose_arrays_are_gone_is_said_to_be_damaged(make, capsys, gone)
     out, err = capsys.readouterr()
     (found,) = json.loads(out)
     assert list(found["damaged"]) == ["error_moment"]
-    assert [s["site"] for s in found["sites"]] == [
-        "conv1"
-    ]  # of the other group, and none without a name
+    # of the other group, and none without a name
+    assert [s["site"] for s in found["sites"]] == ["conv1"]
     (line,) = err.splitlines()
     assert line.startswith(f"propkit info: {path} is damaged: ")
     assert "error_moment/site" in line or "more are missing" in line

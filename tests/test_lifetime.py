@@ -28,9 +28,8 @@ PATIENCE = 60.0
 def _in_a_child(action: Callable[[], object]) -> None:
     """Do something in a forked process, which must end without an error."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # newer Pythons: this process has threads
+        # newer Pythons: this process has threads
+        warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
         status = 1

@@ -240,9 +240,8 @@ class _Call:
         if self.recomputing and self.tap.direct == self.tap.calls:
             return
         handle = on_gradient(tensor, self, signal, inputs)
-        if (
-            handle is not None
-        ):  # one per leaf and call of the site, however many forwards a step has
+        if handle is not None:
+            # one per leaf and call of the site, however many forwards a step has
             place = signal, self.number, id(tensor)
             old = self.tap.leaves.pop(place, None)
             if old is not None:

@@ -218,9 +218,8 @@ class Compiled:
 
     def _graphs(self) -> int:
         """Number of graphs that the compiler has made in this process."""
-        return self._counters["stats"][
-            "unique_graphs"
-        ]  # without a word of torch, or it would be compiled here
+        # Without a word of torch: a function that has one would be compiled here.
+        return self._counters["stats"]["unique_graphs"]
 
     def _mark(self) -> None:
         """Keep graphs that were made for other models of the same classes, without hooks, from being used for this one.
@@ -263,10 +262,8 @@ class Compiled:
                 tap.keep_weight()
 
     def _deliver(self) -> None:
-        if (
-            not self._weighed and self._before_step.found
-        ):  # a scaler has skipped the optimiser's step
-            self._weigh()
+        if not self._weighed and self._before_step.found:
+            self._weigh()  # a scaler has skipped the optimiser's step
         ran = self._ran | self.buffers.ran()
         self._ran = set()
         self._taps.visit_rest(ran)

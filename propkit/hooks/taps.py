@@ -170,9 +170,8 @@ class Taps:
 
     def _measure_weights(self) -> None:
         self._by_hand = False
-        self._in_step = bool(
-            self._active
-        )  # a step in which nothing is measured is not finished here
+        # A step in which nothing is measured is not finished here.
+        self._in_step = bool(self._active)
         try:
             for tap in self.sites if self._active else ():
                 tap.measure_weight_if_run()
@@ -220,6 +219,7 @@ class Taps:
     def _forward_ends(self, *_: Any) -> None:
         if backward_pass() == -1:
             self.inside = False
+            self.idle = not self._active  # if this was a trace, the step is measured all the same
 
     def _part_begins(self, prefix: str, *_: Any) -> None:
         """A part of the model is called by itself, not by the model's forward: that is a forward of the part."""

@@ -30,9 +30,8 @@ def filter_correlation(weight: torch.Tensor, module: nn.Module) -> dict[str, flo
         ``correlation`` in [−1/(M−1), 1], NaN where there is no pair; ``pairs``, the number of pairs. 0-d, float64.
     """
     filters = filter_matrix(weight, module)
-    if (
-        filters.is_complex()
-    ):  # the cosine of complex vectors is that of their real and imaginary parts together
+    if filters.is_complex():
+        # the cosine of complex vectors is that of their real and imaginary parts together
         filters = torch.view_as_real(filters).flatten(1)
     norms = torch.linalg.vector_norm(filters, dim=1)
     # A filter with NaN keeps its NaN, so that a diverged layer shows as NaN.

@@ -56,10 +56,8 @@ _running: weakref.WeakSet[Lifetime] = weakref.WeakSet()
 
 def _forked() -> None:
     for lifetime in list(_running):
-        with contextlib.suppress(
-            Exception
-        ):  # Python would print it, in each worker of a data loader
-            lifetime.forked()
+        with contextlib.suppress(Exception):
+            lifetime.forked()  # Python would print an error, in each worker of a data loader
 
 
 def _threads_end() -> None:

@@ -13,7 +13,7 @@ from propkit.diagnosis.judging import judge_layers, quotient, relative_to_last
 from propkit.diagnosis.verdict import VERDICTS, Thresholds, overall
 from propkit.report.layer import Layer
 from propkit.schema import SITE, STEP
-from propkit.store.whole import damage
+from propkit.store.whole import damages
 
 When = Literal["first", "last"]
 
@@ -118,8 +118,9 @@ def read_layers(
         wanted |= _GRADIENT
     layers: dict[str, Layer] = {}
     columns: dict[str, dict[str, float]] = {}
+    damaged = damages(run)  # of which the figures' messages say
     groups = dict.fromkeys(c.group for c in wanted.values())
-    for group in groups:
+    for group in (g for g in groups if g in run and g not in damaged):
         columns |= _read(
             run, group, {n: c for n, c in wanted.items() if c.group == group}, when, layers
         )
@@ -158,8 +159,6 @@ def _read(
     layers: dict[str, Layer],
 ) -> dict[str, dict[str, float]]:
     """Column -> site -> value; sites that are not among `layers` are added."""
-    if group not in run or damage(run, group):  # the figures' messages say of what is damaged
-        return {}
     dataset = run[group]
     here = {n: c.variable for n, c in wanted.items() if c.variable in dataset}
     here = {n: v for n, v in here.items() if dataset[v].dims == (STEP, SITE)}

@@ -19,17 +19,26 @@ class HasPath(Protocol):
 
 
 def damage(run: HasPath, group: str) -> str:
-    """What is wrong with a group of a run, for a message; empty if all of its arrays are there.
+    """What is wrong with a group of a run, for a message; empty if all of its arrays are there."""
+    return damages(run).get(group, "")
+
+
+def damages(run: HasPath) -> dict[str, str]:
+    """What is wrong with a run: group -> message, of those that lack arrays.
 
     Only directories are looked at: single files do not get lost from anything else.
     """
     if run.path is None or not (path := Path(run.path)).is_dir():
-        return ""
-    nodes = read_root(path)["consolidated_metadata"]["metadata"]
-    arrays = [key for key in nodes if key.startswith(f"{group}/")]
-    gone = sorted(key for key in arrays if not (path / key / "zarr.json").exists())
-    if not gone:
-        return ""
+        return {}
+    gone: dict[str, list[str]] = {}
+    for key in sorted(read_root(path)["consolidated_metadata"]["metadata"]):
+        group, _, array = key.partition("/")
+        if array and not (path / key / "zarr.json").exists():
+            gone.setdefault(group, []).append(key)
+    return {group: _message(path, keys) for group, keys in gone.items()}
+
+
+def _message(path: Path, gone: list[str]) -> str:
     more = f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else ""
     return (
         f"{path} is damaged: {', '.join(gone[:_NAMED])}{more} {'are' if len(gone) > 1 else 'is'} missing, which the "

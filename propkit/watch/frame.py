@@ -10,7 +10,7 @@ import numpy as np
 from propkit.report.layer import Layer
 from propkit.report.layers import count_verdicts, read_layers, verdict_of
 from propkit.schema import LOG, SITE, STEP
-from propkit.store.whole import damage
+from propkit.store.whole import damages
 from propkit.watch.choice import choose
 from propkit.watch.strip import RAMP, Floats, Scale, line, pooled
 
@@ -87,8 +87,9 @@ def read_frame(
         ValueError: Arrays of that group are missing.
     """
     shown = choose(run, probe, variable)
-    if wrong := damage(run, shown[0]):
-        raise ValueError(wrong)
+    damaged = damages(run)
+    if shown[0] in damaged:
+        raise ValueError(damaged[shown[0]])
     dataset = run[shown[0]]
     part = dataset[[shown[1]]].isel({STEP: slice(-columns, None)}).load()
     steps = [c.last_step for c in run.contents.values() if c.last_step is not None]
@@ -109,8 +110,7 @@ def read_frame(
         shown[0] in flagged,
         read_layers(run, only_verdicts=True),
         _curves(run),
-        [f"{name}: {why}" for name, why in faults.items()]
-        + [w for g in run if (w := damage(run, g))],
+        [*(f"{name}: {why}" for name, why in faults.items()), *damaged.values()],
     )
 
 

@@ -88,9 +88,8 @@ def test_training_and_test_are_told_apart_in_the_legend_and_by_more_than_the_mid
     _, train, test = figure.legends[0].legend_handles
     assert (train.get_linestyle(), test.get_linestyle()) == ("-", "--")
     strips = [ink_of(figure, handle) for handle in (train, test)]
-    along = [
-        (strip < 200).any((0, 2)) for strip in strips
-    ]  # where there is ink, from left to right
+    # where there is ink, from left to right
+    along = [(strip < 200).any((0, 2)) for strip in strips]
     gaps = [np.count_nonzero(np.diff(a.astype(int)) == 1) for a in along]
     assert gaps[0] == 1
     assert gaps[1] >= 3  # three dashes, none of them joined by the marker
