@@ -17,10 +17,10 @@ def find_blocks(model: nn.Module) -> list[str]:
 
     A block is a repeated building stone of a common layout (torchvision's ``layer1.0``, timm's ``stages.0.blocks.1``,
     transformers' ``encoder.layer.3``): a module with its own ``forward``, numbered within a Sequential or a
-    ModuleList, that holds at least two parametric layers. Where such modules are nested, those whose class is named
-    like a block (…Block, …Layer, Bottleneck, …), that come several in a row somewhere in the network, and that hold no
-    other one of these are taken: the blocks of a stage rather than the stage, the layer of a mixture of experts rather
-    than its experts, an inverted residual rather than its squeeze-and-excitation.
+    ModuleList, that holds at least two parametric layers. If the class of any is named like a block (…Block, …Layer,
+    Bottleneck, …), only such are. Where they are nested, the inner ones are taken, the blocks of a stage rather than
+    the stage; but not a part of which a block has one, as an inverted residual has one squeeze-and-excitation: blocks
+    come several in a row, at least somewhere in the network.
 
     Args:
         model: Any module.
@@ -32,7 +32,13 @@ def find_blocks(model: nn.Module) -> list[str]:
     pool = named or candidates
     kinds = Counter((name.rpartition(".")[0], type(m)) for name, m in pool.items())
     in_a_row = {kind for (_, kind), number in kinds.items() if number > 1}
-    pool = {n: m for n, m in pool.items() if type(m) in in_a_row} or pool
+    parts = {
+        type(inner)
+        for name, inner in pool.items()
+        for outer, module in pool.items()
+        if name.startswith(f"{outer}.") and type(module) in in_a_row
+    } - in_a_row
+    pool = {n: m for n, m in pool.items() if type(m) not in parts}
     return [name for name in pool if not any(other.startswith(f"{name}.") for other in pool)]
 
 

@@ -110,3 +110,49 @@ def test_squeeze_and_excitation_is_no_block() -> None:
             "features.0.1",
             "features.1.0",
         ]
+
+
+def test_a_transition_block_comes_once_in_a_stage() -> None:
+    class Squeeze(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1)
+
+    class ResBlock(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), self.part())
+
+        def part(self) -> nn.Module:
+            return nn.ReLU()
+
+    class TransitionBlock(ResBlock):
+        pass
+
+    class SqueezedBlock(ResBlock):
+        def part(self) -> nn.Module:
+            return Squeeze()
+
+    class SqueezedTransitionBlock(SqueezedBlock):
+        pass
+
+    class Unit(SqueezedBlock):
+        def part(self) -> nn.Module:
+            return SELayer()
+
+    class SELayer(Squeeze):
+        pass
+
+    class TransitionUnit(Unit):
+        pass
+
+    every = ["0.0", "0.1", "1.0", "1.1", "1.2"]
+    for block, transition in (
+        (ResBlock, TransitionBlock),
+        (SqueezedBlock, SqueezedTransitionBlock),
+        (Unit, TransitionUnit),
+    ):
+        stages = nn.Sequential(
+            nn.Sequential(block(), block()), nn.Sequential(transition(), block(), block())
+        )
+        assert find_blocks(stages) == every

@@ -211,6 +211,32 @@ def test_a_dataset_from_before_says_so_and_a_run_from_before_reads_on(tmp_path):
     np.testing.assert_array_equal(run.refresh()["spectra"].norm.values, norm)
 
 
+@pytest.mark.parametrize("change", [compact, expand])
+def test_a_chunk_that_was_never_written_is_none_that_was_deleted(tmp_path, change):
+    """Nothing is written for a late site's first rows: to a reader in the grace period they are NaN, as before."""
+    path = tmp_path / "run.zarr"
+    write(path)
+    assert len(list(path.glob("spectra/norm/c.*.0"))) > len(list(path.glob("spectra/norm/c.*.1")))
+    norm = loaded(path)["spectra/norm"].values
+    if change is expand:
+        compact(path, grace=0)
+    (before, later), moments = (propkit.open(path)["spectra"] for _ in range(2)), []
+
+    def read(seconds):
+        moments.append(seconds)
+        plain = zarr.open_group(path, mode="r", use_consolidated=False)["spectra/norm"]
+        for values in (plain[:], propkit.open(path)["spectra"].norm.values):
+            np.testing.assert_array_equal(values, norm)
+        if len(moments) == 1:
+            np.testing.assert_array_equal(before.norm.values, norm)
+
+    with mock.patch("propkit.store.compact.time.sleep", read):
+        change(path, grace=7.0)
+    assert moments == [7.0, 7.0]
+    with pytest.raises(CompactedError):
+        later.norm.values  # noqa: B018
+
+
 class Killed(BaseException):
     """The process ends here."""
 

@@ -1,8 +1,8 @@
 """Compaction: a finished run in compressed chunks and few files, and back again for a writer that resumes it.
 
 The new chunks are written beside the old ones, which readers go on using; one rename of the root ``zarr.json`` then
-turns to the new ones, and only after that are the old ones deleted. Killed at any moment, the run is in the old layout
-or in the new one, whole; what was left over is cleared away by the next compaction.
+turns to the new ones, those of the arrays follow, and only after that are the old ones deleted. Killed at any moment,
+the run is in the old layout or in the new one, whole; what was left over is cleared away by the next compaction.
 """
 
 import json
@@ -41,7 +41,11 @@ if TYPE_CHECKING:
 __all__ = ["COMPACT", "LIVE", "compact", "expand", "layout_of", "worthwhile"]
 
 GRACE = 0.2
-"""Seconds for which the old chunks stay, for those who have read the old metadata and read the chunks next."""
+"""Seconds for which the old chunks stay, for those who have read the old metadata and read the chunks next.
+
+As long after the change of the root, which everybody reads, as after that of the arrays, which readers without
+consolidated metadata do.
+"""
 
 _BLOCK = 1 << 26
 """Bytes that are decoded at once where whole shards are not needed."""
@@ -59,7 +63,7 @@ def compact(path: str | os.PathLike[str], *, grace: float = GRACE) -> None:
 
     Args:
         path: The store's directory.
-        grace: Seconds for which the old chunks are kept after the change.
+        grace: Seconds for which the old chunks are kept after each of the two changes, of the root and of the arrays.
 
     Raises:
         BlockingIOError: The run is being written.
@@ -164,6 +168,8 @@ def _rewrite(
             replace_file(place, place / "zarr.json", json.dumps(root, allow_nan=False))
             sync_path(place / "zarr.json")
             sync_path(place)
+            time.sleep(grace)
+        # Those of the arrays follow only then: by them readers know that a missing chunk may be a deleted one.
         for key in todo:
             replace_file(place, place / key / "zarr.json", json.dumps(nodes[key]))
         if todo:

@@ -102,14 +102,21 @@ class RunDirectory(LocalStore):
         return OSError(errno.EIO, reason, str(Path(self.root, key)))
 
     def _check(self, key: str) -> None:
+        """Refuse a chunk that may have been deleted: its layout is neither that of the array nor of the root."""
         array, slash, _ = key.rpartition("/c/")
         if not slash:
             array = key.rpartition("/")[0]
+        live = not slash
         try:
             node = json.loads(Path(self.root, array, "zarr.json").read_bytes())
-        except (OSError, ValueError):
+            if not grows(node) or is_live(node) == live:
+                return
+            root = json.loads(Path(self.root, "zarr.json").read_bytes())
+            now = root["consolidated_metadata"]["metadata"][array]
+        except (OSError, ValueError, KeyError):
             return
-        if grows(node) and is_live(node) == bool(slash):
+        # While a run is being rewritten the two differ, and nothing has been deleted yet.
+        if is_live(now) != live:
             raise CompactedError(
                 f"{self.root} was compacted since the dataset with {array} was opened, or is written again: "
                 "open it anew, run.refresh() does so"
