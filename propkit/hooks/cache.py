@@ -13,29 +13,28 @@ class GraphCache:
     The compiler keeps at most ``torch._dynamo.config.recompile_limit`` graphs of one function (8 by default), for all
     models of a class together. Beyond that it runs the function eagerly, or raises an error under ``fullgraph=True``.
     A recorder takes two graphs or more for each one of the model's own, which nothing can use once it is detached.
+
+    Args:
+        unsaid: Takes a warning if a function may soon be compiled no more, once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, unsaid: list[str]) -> None:
+        self._unsaid = unsaid
         self._functions: dict[int, types.CodeType] = {}
         self._told = False
 
-    def note(self) -> str:
-        """Remember the function that is being traced.
-
-        Returns:
-            A warning if it may soon be compiled no more, once; empty otherwise.
-        """
+    def note(self) -> None:
+        """Remember the function that is being traced."""
         code = torch._dynamo.symbolic_convert.InstructionTranslator.current_tx().f_code
         self._functions[id(code)] = code
         left = _limit() - _size(code) - 1
-        if left > 1 or self._told:
-            return ""
-        self._told = True
-        return (
-            f"torch.compile may make {left} more graphs of a function of the attached model and then gives it up: a "
-            "recorder needs two for each of the model's own, and models of one class share the limit, "
-            "torch._dynamo.config.recompile_limit. Raise it, or pass isolate_recompiles=True to torch.compile"
-        )
+        if left <= 1 and not self._told:
+            self._told = True
+            self._unsaid.append(
+                f"torch.compile may make {left} more graphs of a function of the attached model and then gives it up: "
+                "a recorder needs two for each of the model's own, and models of one class share the limit, "
+                "torch._dynamo.config.recompile_limit. Raise it, or pass isolate_recompiles=True to torch.compile"
+            )
 
     def make_room(self) -> None:
         """Empty the cache of functions that are half full, for the next recorder's graphs.

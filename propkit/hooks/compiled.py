@@ -1,9 +1,10 @@
 """Recording from models that `torch.compile` compiles: everything outside the graphs.
 
 A graph keeps the hooks that were there when it was traced; hooks that come later never run in it. So the hooks go in
-when the compiler says that it begins (`Compiled.listen`) and, if the trace went through them, they stay until the
-recorder is detached. There are two graphs then, one for sampled steps and one without anything of propkit's for the
-others: `SiteHook.variant` selects between them, and nothing is compiled again when a step is sampled.
+when the compiler says that it begins (`Compiled.listen`) and, if the trace went through them, they are there on every
+sampled step until the recorder is detached. There are two graphs then, one for sampled steps and one without anything
+of propkit's for the others, on which `propkit.hooks.gates` are in their place. `SiteHook.variant` selects among graphs
+for several sets of probes.
 
 Left out, and said where it matters: forwards with gradients disabled (evaluation keeps its one graph), functions that
 need the gradients of both ends together or have more than one number as value, modules inside `torch.cond` and the
@@ -11,7 +12,7 @@ like.
 """
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from torch import nn
 from propkit.hooks.before_step import BeforeStep
 from propkit.hooks.buffers import Buffers
 from propkit.hooks.cache import GraphCache
+from propkit.hooks.gates import Gate
 from propkit.hooks.hook import Hook, NoticedHook
 from propkit.hooks.numbering import Numbering
 from propkit.hooks.signals import hand_on, transformed
@@ -63,23 +65,25 @@ class Compiled:
         self._told = False
         self._fault: Exception | None = None
         self._marked: dict[nn.Module, Any] = {}
-        self._cache = GraphCache()
         self._operators: set[str] = set()
         self._unsaid: list[str] = []
-        self._counters: Mapping[str, Mapping[str, int]] = {}
+        self._cache = GraphCache(self._unsaid)
+        # What they call must not be compiled itself, in the middle of a compilation.
+        self._begins = torch.compiler.disable(self._compiling)
+        self._ends = torch.compiler.disable(self._compiled)
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
     def listen(self) -> None:
         """Be told before anything is traced."""
-        for function in (Hook.__call__, NoticedHook.__call__, SiteHook.__call__, hand_on):
+        hooks = (kind.__call__ for kind in (Hook, NoticedHook, SiteHook, Gate))
+        for function in (*hooks, hand_on):
             # Traced as part of a graph, but no graph of its own: between graphs they are called as in eager PyTorch.
             torch._dynamo.eval_frame.skip_code(function.__code__)
-        self._counters = torch._dynamo.utils.counters
         callbacks = torch._dynamo.callback.callback_handler
-        if self._compiling not in callbacks.start_callbacks:
-            callbacks.start_callbacks.append(self._compiling)
-            callbacks.end_callbacks.append(self._compiled)
+        if self._begins not in callbacks.start_callbacks:
+            callbacks.start_callbacks.append(self._begins)
+            callbacks.end_callbacks.append(self._ends)
             if torch._dynamo.convert_frame.input_codes.seen:
                 self._mark()
 
@@ -106,9 +110,8 @@ class Compiled:
         if self._measures and not self._taps.idle:
             self.guarded(self._deliver, None)
         self._weighed = False
-        unsaid, self._unsaid = self._unsaid, []
-        for text in unsaid:
-            say(text)
+        while self._unsaid:
+            say(self._unsaid.pop(0))
         if self._fault is not None:
             fault, self._fault = self._fault, None
             self._taps.receiver.broken(fault)
@@ -116,9 +119,9 @@ class Compiled:
     def close(self) -> None:
         """Listen no more; graphs that exist measure nothing."""
         callbacks = torch._dynamo.callback.callback_handler
-        if self._compiling in callbacks.start_callbacks:
-            callbacks.start_callbacks.remove(self._compiling)
-            callbacks.end_callbacks.remove(self._compiled)
+        if self._begins in callbacks.start_callbacks:
+            callbacks.start_callbacks.remove(self._begins)
+            callbacks.end_callbacks.remove(self._ends)
         self._before_step.remove()
         for module, forward in self._marked.items():
             if module.__dict__.get("forward") is forward:
@@ -161,6 +164,11 @@ class Compiled:
         hook.traced = True
         return True
 
+    def pass_gate(self) -> bool:
+        """A trace goes through a site on a step in which nothing is measured; whether its graph could measure."""
+        self.in_trace(self._cache.note, None)
+        return not self.in_trace(operator_around, "")
+
     def arrive(self, hook: SiteHook, shape: str) -> int:
         """A traced call reaches one end of a site: its number in the forward, -1 in a `torch.func` transform."""
         if transformed() is not None:
@@ -170,9 +178,7 @@ class Compiled:
             self._measures = True
             self._before_step.listen()
             self._refuse_scattered()
-        warning = self._cache.note()
-        if warning:
-            self._unsaid.append(warning)
+        self._cache.note()
         self._taps.depth = self.numbering.follow(self._taps.depth)
         if hook.end == "input":
             return self.numbering.enter(hook.site.name, shape)
@@ -218,8 +224,7 @@ class Compiled:
 
     def _graphs(self) -> int:
         """Number of graphs that the compiler has made in this process."""
-        # Without a word of torch: a function that has one would be compiled here.
-        return self._counters["stats"]["unique_graphs"]
+        return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
     def _mark(self) -> None:
         """Keep graphs that were made for other models of the same classes, without hooks, from being used for this one.

@@ -29,7 +29,7 @@ def is_compiled(model: nn.Module) -> bool:
 class Hook:
     """A module hook for eager calls; in a graph that is being traced it does nothing."""
 
-    def __init__(self, function: Callable[..., None]) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.uncompiled = torch.compiler.disable(function)
         self.traced = False

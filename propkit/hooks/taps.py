@@ -14,6 +14,7 @@ from torch import nn
 from propkit.hooks.before_step import BeforeStep
 from propkit.hooks.calls import SiteTap
 from propkit.hooks.compiled import Compiled
+from propkit.hooks.gates import Absent, Gate, put_back, take_out
 from propkit.hooks.hook import Hook, NoticedHook
 from propkit.hooks.owners import has_optimizer
 from propkit.hooks.signals import backward_pass, is_traced
@@ -59,6 +60,9 @@ class Taps:
             self._before_step.listen()
         self._trained: set[tuple[str, int]] = set()  # places that a forward with gradients gave
         self._handles: dict[Hook, torch.utils.hooks.RemovableHandle] = {}
+        self._gate = Gate(self.compiled.pass_gate)
+        self._resting: list[Absent] = []  # hooks of graphs, while nothing is measured
+        self._hidden: list[Absent] = []  # hooks, while a graph without gradients is traced
         self._active: frozenset[str] = frozenset()
         self.idle = True  # nothing is measured in this step
 
@@ -74,17 +78,31 @@ class Taps:
         self.compiled.begin(active)
         if not self.compiled.traced:
             self._put_in(active)
+        elif active:
+            self._wake()
+        else:
+            self._rest()
 
     def expect_trace(self) -> None:
-        """A graph is going to be traced, perhaps of this model: put in the hooks of all probes."""
-        if not self.compiled.traced:
+        """A graph is going to be traced, perhaps of this model: put in the hooks of all probes, or the gates.
+
+        Without gradients none of them, so that one graph serves all evaluations.
+        """
+        if not torch.is_grad_enabled():
+            self._hidden = take_out(self._handles.values())
+        elif not self.compiled.traced:
             self._put_in({p.name for tap in self.sites for p in tap.site.probes}, tracing=True)
+            if not self._active:
+                self._rest()
 
     def trace_ended(self) -> None:
         """The graph is there; if it is one of this model's, the hooks stay, which it is guarded by."""
-        if self.compiled.traced:
+        if self._hidden:
+            put_back(self._hidden)
+            self._hidden = []
+        elif self.compiled.traced:
             return
-        if any(hook.traced for hook in self._handles):
+        elif any(hook.traced for hook in (self._gate, *self._handles)):
             self.compiled.traced = True
         else:
             self._put_in(self._active)
@@ -179,7 +197,23 @@ class Taps:
         except Exception as error:  # the training goes on
             self.receiver.broken(error)
 
+    def _rest(self) -> None:
+        """Leave nothing but the gates at the sites."""
+        if not self._resting:
+            self._resting = take_out(self._handles.values())
+            sites: set[Hook] = {tap.after_hook for tap in self.sites}
+            for a in self._resting:
+                if a.hook in sites:
+                    a.hooks[a.key] = self._gate
+
+    def _wake(self) -> None:
+        """Put all hooks back."""
+        put_back(self._hidden)
+        put_back(self._resting)
+        self._hidden, self._resting = [], []
+
     def _put_in(self, probes: Collection[str], tracing: bool = False) -> None:
+        self._wake()
         wanted: dict[Hook, Callable[[], torch.utils.hooks.RemovableHandle]] = {}
         if probes:
             wanted[self._root] = lambda: self.model.register_forward_pre_hook(self._root)
