@@ -11,7 +11,7 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -21,6 +21,8 @@ from watching.training import Cost, Stopwatch, Subject
 from propkit.models import plain
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+K = TypeVar("K")
 
 
 class Spread(NamedTuple):
@@ -70,14 +72,14 @@ class Bench:
             yield s
 
     def interleaved(
-        self, subjects: dict[str, Subject], rounds: int, references: Sequence[Subject] = ()
-    ) -> dict[str, list[tuple[Cost, Cost]]]:
+        self, subjects: dict[K, Subject], rounds: int, references: Sequence[Subject] = ()
+    ) -> dict[K, list[tuple[Cost, Cost]]]:
         """Per round, in random order, a step of each with a bare step before and after: (its cost, mean of both).
 
         The bare steps go round as many copies as there are subjects, so that every network has rested as long as
         the others when its turn comes.
         """
-        result: dict[str, list[tuple[Cost, Cost]]] = {label: [] for label in subjects}
+        result: dict[K, list[tuple[Cost, Cost]]] = {label: [] for label in subjects}
         order = list(subjects)
         references = references or [self.subject() for _ in order]
         for reference in references:

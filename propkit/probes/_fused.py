@@ -87,6 +87,19 @@ def fused_statistics(x: torch.Tensor, unit: int) -> Statistics | None:
     return Statistics(*found)
 
 
+def fused_directions(x: torch.Tensor) -> tuple[float, float] | None:
+    """The squared norm of the sum of the directions of the filters x[i], and the number of those that are not 0.
+
+    Returns:
+        None where it takes PyTorch.
+    """
+    if not x.numel() or not can_fuse(x) or not x.is_contiguous():
+        return None
+    found, filters = (ctypes.c_double * 2)(), len(x)
+    _kernels().directions(x.data_ptr(), found, filters, x.numel() // filters)  # type: ignore[union-attr]
+    return found[0], found[1]
+
+
 def is_dense(x: torch.Tensor) -> bool:
     """Whether the elements of `x` fill one stretch of memory, each once."""
     expected = 1

@@ -146,6 +146,22 @@ def _statistics(data, patterns, results, outer, units, inner):
     result[5] = _zero_units(patterns, outer, units, inner)
 
 
+@_compile(types.void(_values, _results, _size, _size))
+def _directions(data, results, filters, size):
+    x, result = numba.carray(data, (filters, size)), numba.carray(results, (2,))
+    total, directed = np.zeros(size), 0.0
+    for row in x:
+        squares = 0.0
+        for value in row:
+            squares += np.float64(value) * np.float64(value)
+        if squares != 0:  # or is NaN
+            scale = 1 / np.sqrt(squares)
+            for i in range(size):
+                total[i] += scale * row[i]
+            directed += 1
+    result[0], result[1] = (total * total).sum(), directed
+
+
 _address, _count = ctypes.c_void_p, ctypes.c_int64
 square_sum = ctypes.CFUNCTYPE(ctypes.c_double, _address, _count)(_square_sum.address)
 """Sum of squares of n values: (address, n)."""
@@ -154,4 +170,9 @@ statistics = ctypes.CFUNCTYPE(None, *[_address] * 3, *[_count] * 3)(_statistics.
 
 The results: sum, sum of squares, sum of absolute values, largest value, number of values that are not 0, and of units
 all of whose values are 0. Where a value is NaN, so are the sums, and the largest value means nothing.
+"""
+directions = ctypes.CFUNCTYPE(None, *[_address] * 2, *[_count] * 2)(_directions.address)
+"""Sum of the directions of filters, one a row: (address, that of two float64 results, number of filters, size of one).
+
+The results: the square of that sum's norm, and the number of filters that are not 0.
 """

@@ -7,6 +7,7 @@ from torch import nn
 
 from propkit.probe import probe
 from propkit.probes._filters import filter_matrix
+from propkit.probes._fused import fused_directions
 from propkit.probes._reductions import number
 
 
@@ -29,24 +30,24 @@ def filter_correlation(weight: torch.Tensor, module: nn.Module) -> dict[str, flo
     Returns:
         ``correlation`` in [−1/(M−1), 1], NaN where there is no pair; ``pairs``, the number of pairs. 0-d, float64.
     """
-    filters = filter_matrix(weight, module)
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    known = None if transposed or torch.compiler.is_compiling() else fused_directions(weight)
+    squares, m = known or _directions(filter_matrix(weight, module))
+    ordered = m * (m - 1)  # pairs in both orders
+    if isinstance(ordered, torch.Tensor):
+        none = torch.full_like(ordered, math.nan)
+        mean = torch.where(ordered > 0, (squares - m) / ordered, none)
+        return {"correlation": mean, "pairs": ordered / 2}
+    return {"correlation": (squares - m) / ordered if ordered else math.nan, "pairs": ordered / 2}
+
+
+def _directions(filters: torch.Tensor) -> tuple[float | torch.Tensor, float | torch.Tensor]:
+    """The squared norm of the sum of the directions of filters (rows), and the number of those that are not 0."""
     if filters.is_complex():
         # the cosine of complex vectors is that of their real and imaginary parts together
         filters = torch.view_as_real(filters).flatten(1)
     norms = torch.linalg.vector_norm(filters, dim=1)
     # A filter with NaN keeps its NaN, so that a diverged layer shows as NaN.
     scales = torch.where(norms > 0, norms.reciprocal(), norms)
-    sum_of_directions = scales @ filters
-    m = number(torch.count_nonzero(norms).to(filters.dtype))
-    ordered = m * (m - 1)  # pairs in both orders
-    sum_of_cosines = number(torch.dot(sum_of_directions, sum_of_directions)) - m
-    if isinstance(ordered, torch.Tensor):
-        none = torch.full_like(ordered, math.nan)
-        return {
-            "correlation": torch.where(ordered > 0, sum_of_cosines / ordered, none),
-            "pairs": ordered / 2,
-        }
-    return {
-        "correlation": sum_of_cosines / ordered if ordered else math.nan,
-        "pairs": ordered / 2,
-    }
+    total = scales @ filters
+    return number(torch.dot(total, total)), number(torch.count_nonzero(norms).to(filters.dtype))

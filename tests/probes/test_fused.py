@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from propkit.probes import _fused, activation
-from propkit.probes._fused import can_fuse, fused_square_sum, fused_statistics
+from propkit.probes import _fused, activation, filter_correlation
+from propkit.probes._fused import can_fuse, fused_directions, fused_square_sum, fused_statistics
 from propkit.probes._reductions import mean_square
 
 pytestmark = pytest.mark.skipif(not can_fuse(torch.ones(1)), reason="Numba is not installed")
@@ -183,3 +183,53 @@ def test_dead_channels_of_a_convolution_without_a_batch(numba: bool, monkeypatch
         assert float(activation(x, layer)["dead"]) == 0.5
         assert float(activation(x[None], layer)["dead"]) == 0.5
     assert float(activation(x[:, 0], nn.Conv1d(2, 4, 3))["dead"]) == 0.5
+
+
+@given(
+    st.integers(1, 9),
+    st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    st.sampled_from([1e-42, 1e-25, 1.0, 1e25]),
+    st.sets(st.integers(0, 8)),
+    st.integers(0, 2**31),
+)
+def test_correlation_is_the_mean_cosine_of_pairs(filters, shape, size, zero, seed: int) -> None:
+    """Against each pair's cosine, in float64, at any size of numbers; filters of zero norm have no direction."""
+    w = torch.randn(filters, *shape, generator=torch.Generator().manual_seed(seed)) * size
+    w[[i for i in zero if i < filters]] = 0
+    rows = [v for v in w.double().flatten(1).numpy() if v.any()]
+    cosines = [
+        a @ b / np.sqrt((a @ a) * (b @ b)) for i, a in enumerate(rows) for b in rows[i + 1 :]
+    ]
+    found = filter_correlation(w, nn.Identity())
+    assert fused_directions(w) is not None
+    assert found["pairs"] == len(cosines)
+    expected = np.mean(cosines) if cosines else float("nan")
+    np.testing.assert_allclose(found["correlation"], expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_correlation_of_a_layer_that_has_diverged(bad: float) -> None:
+    w = torch.randn(4, 3, 2, 2)
+    w[1, 0, 1, 0] = bad
+    assert np.isnan(filter_correlation(w, nn.Conv2d(3, 4, 2))["correlation"])
+
+
+def test_correlation_of_weights_that_lie_otherwise(monkeypatch) -> None:
+    w = torch.randn(6, 4, 3, 3)
+    layers = {
+        "channels last": (w.to(memory_format=torch.channels_last), nn.Conv2d(4, 6, 3)),
+        "transposed": (w, nn.ConvTranspose2d(6, 4, 3)),
+        "transposed, groups": (w, nn.ConvTranspose2d(6, 8, 3, groups=2)),
+        "slices": (w[::2], nn.Conv2d(4, 3, 3)),
+        "float64": (w.double(), nn.Conv2d(4, 6, 3)),
+        "half": (w.half(), nn.Conv2d(4, 6, 3)),
+        "as it is": (nn.Parameter(w), nn.Conv2d(4, 6, 3)),
+    }
+    found = {name: filter_correlation(*of) for name, of in layers.items()}
+    monkeypatch.setattr(_fused, "_kernels", lambda: None)
+    for name, of in layers.items():
+        without = filter_correlation(*of)
+        assert found[name]["pairs"] == without["pairs"], name
+        np.testing.assert_allclose(
+            found[name]["correlation"], without["correlation"], rtol=1e-12, err_msg=name
+        )
