@@ -211,7 +211,7 @@ def test_correlation_is_the_mean_cosine_of_pairs(filters, shape, size, zero, see
 def test_correlation_of_a_layer_that_has_diverged(bad: float) -> None:
     w = torch.randn(4, 3, 2, 2)
     w[1, 0, 1, 0] = bad
-    assert np.isnan(filter_correlation(w, nn.Conv2d(3, 4, 2))["correlation"])
+    assert np.isnan(float(filter_correlation(w, nn.Conv2d(3, 4, 2))["correlation"]))
 
 
 def test_correlation_of_weights_that_lie_otherwise(monkeypatch) -> None:
