@@ -1,6 +1,7 @@
 """Steps of compiled networks, observed and bare."""
 
 import contextlib
+import itertools
 import statistics
 import time
 
@@ -56,7 +57,7 @@ def part_compiled(bench: Bench, rounds: int) -> dict[str, float]:
             for (name, _), pairs in costs.items()
             if name == label
         ]
-        wall, cpu = (spread(values) for values in zip(*sum(copies, []), strict=True))
+        wall, cpu = (spread(values) for values in zip(*itertools.chain(*copies), strict=True))
         medians = [statistics.median(cpu for _, cpu in pairs) for pairs in copies]
         result[label] = statistics.fmean(medians)
         each = " ".join(f"{m:.3f}" for m in medians)
