@@ -171,6 +171,22 @@ def test_hooks_of_others_keep_their_order_and_effect() -> None:
     assert len(model[0]._forward_hooks) == 3
 
 
+def test_two_recorders_share_two_graphs() -> None:
+    """Their hooks come back in one order, whichever comes back first."""
+    model, x, y = make_case("mlp")
+    optimizer = sgd(model)
+    with propkit.attach(model, every=2) as one, propkit.attach(model, every=2) as two:
+        fast, counter = _compiled(model)
+        for _ in range(7):
+            _step(optimizer, cross_entropy(x, y)(fast))
+    assert counter.frame_count == 2
+    for recorder in (one, two):
+        errors = recorder.run["error_moment"]
+        assert errors["step"].values.tolist() == [0, 2, 4, 6]
+        assert np.isfinite(errors["output"].values).all()
+    assert not _hooks(model)
+
+
 class _Silent(Hook):
     def __init__(self) -> None:
         super().__init__(lambda *_: None)

@@ -37,7 +37,8 @@ class Absent(NamedTuple):
         hooks: The hooks of its kind at its module.
         key: Its own among them.
         hook: The hook.
-        before: Keys of those that come before it.
+        before: Keys of those that came before it.
+        after: Keys of those that came after it.
         flags: What says of the module's hooks that they take keywords, or are always called, and says so of it.
     """
 
@@ -45,6 +46,7 @@ class Absent(NamedTuple):
     key: int
     hook: Any
     before: frozenset[int]
+    after: frozenset[int]
     flags: tuple[OrderedDict[int, bool], ...]
 
 
@@ -57,8 +59,9 @@ def take_out(handles: Iterable[RemovableHandle]) -> list[Absent]:
             keys = list(hooks)
             marks = (flags() for flags in handle.extra_dict_ref)
             flags = tuple(m for m in marks if m is not None and handle.id in m)
-            before = frozenset(keys[: keys.index(handle.id)])
-            found.append(Absent(hooks, handle.id, hooks[handle.id], before, flags))
+            place = keys.index(handle.id)
+            before, after = frozenset(keys[:place]), frozenset(keys[place + 1 :])
+            found.append(Absent(hooks, handle.id, hooks[handle.id], before, after, flags))
     for a in found:
         for mark in (a.hooks, *a.flags):
             del mark[a.key]
@@ -70,9 +73,11 @@ def put_back(absent: Iterable[Absent]) -> None:
     for a in sorted(absent, key=lambda a: len(a.before)):
         for flags in a.flags:
             flags[a.key] = True
-        keys = [key for key in a.hooks if key != a.key]
-        later = keys[1 + max((i for i, k in enumerate(keys) if k in a.before), default=-1) :]
         a.hooks.pop(a.key, None)
+        keys = list(a.hooks)
+        # Of those that were not there, as another recorder's, the later ones have the greater keys.
+        earlier = [k in a.before or (k not in a.after and k < a.key) for k in keys]
+        later = keys[max((i + 1 for i, e in enumerate(earlier) if e), default=0) :]
         # Not `move_to_end`: graphs are guarded by the order in the plain dict below, which knows nothing of it.
         for key, hook in [(a.key, a.hook), *((key, a.hooks.pop(key)) for key in later)]:
             a.hooks[key] = hook

@@ -202,9 +202,8 @@ class Taps:
         if not self._resting:
             self._resting = take_out(self._handles.values())
             sites: set[Hook] = {tap.after_hook for tap in self.sites}
-            for a in self._resting:
-                if a.hook in sites:
-                    a.hooks[a.key] = self._gate
+            gates = (a._replace(hook=self._gate) for a in self._resting if a.hook in sites)
+            put_back(gate._replace(flags=()) for gate in gates)
 
     def _wake(self) -> None:
         """Put all hooks back."""
