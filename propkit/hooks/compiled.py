@@ -76,9 +76,8 @@ class Compiled:
 
     def listen(self) -> None:
         """Be told before anything is traced."""
-        hooks = (kind.__call__ for kind in (Hook, NoticedHook, SiteHook, Gate))
-        for function in (*hooks, hand_on):
-            # Traced as part of a graph, but no graph of its own: between graphs they are called as in eager PyTorch.
+        for function in (hand_on, *(k.__call__ for k in (Hook, NoticedHook, SiteHook, Gate))):
+            # Traced in a graph, but no graph of its own: between graphs they are called as in eager PyTorch.
             torch._dynamo.eval_frame.skip_code(function.__code__)
         callbacks = torch._dynamo.callback.callback_handler
         if self._begins not in callbacks.start_callbacks:

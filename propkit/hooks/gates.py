@@ -23,7 +23,7 @@ class Gate(Hook):
         if torch.compiler.is_dynamo_compiling() and not exporting():
             self.notice(True)
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types for it
     def notice(self, training: bool) -> bool:  # noqa: ARG002 - as every hook's
         """A graph is traced."""
         self.traced = self.function() or self.traced

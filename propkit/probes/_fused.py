@@ -96,6 +96,7 @@ def fused_directions(x: torch.Tensor) -> tuple[float, float] | None:
     if not x.numel() or not can_fuse(x) or not x.is_contiguous():
         return None
     found, filters = (ctypes.c_double * 2)(), len(x)
+    # can_fuse() knows that there are kernels
     _kernels().directions(x.data_ptr(), found, filters, x.numel() // filters)  # type: ignore[union-attr]
     return found[0], found[1]
 

@@ -38,7 +38,7 @@ def _compile(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
-# Both loops read from four places at once: a memory that is asked for one place alone answers more slowly.
+# Signals are read from four places at once: a memory that is asked for one place alone answers more slowly.
 
 
 @numba.njit(fastmath=_ASSUMING, inline="never")

@@ -217,8 +217,7 @@ class Recorder:
         self._stop_listening = stop_listening
         self._steps_found_by = found
         self._loss_scale.on_update(self._scaler_updated)
-        # Also where step 0 is not sampled: what is compiled from now on is noticed.
-        hooks.install(self._active)
+        hooks.install(self._active)  # notice compilations, also if step 0 is not sampled
         self._begin_step()
         if not self._over():  # by a fault in the hooks
             self._lifetime.begin()
