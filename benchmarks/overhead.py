@@ -286,7 +286,7 @@ def main() -> None:
         cheap = [
             c
             for c in (*OURS, *present)
-            if not c.package or c.label.startswith("tensor-tracker, std")
+            if c.package in ("", "numba") or c.label.startswith("tensor-tracker, std")
         ]
         dispatch = (
             part_dispatch(depth, folder, cheap, 20 * a.rounds) if "dispatch" in a.parts else {}

@@ -193,8 +193,8 @@ def fans(module: nn.Module) -> tuple[int, int]:
 
 
 def _own_weight(module: nn.Module) -> torch.Tensor | None:
-    parametrizations = getattr(module, "parametrizations", None)
-    if parametrizations is not None and "weight" in parametrizations:
+    parametrizations = module._modules.get("parametrizations")
+    if isinstance(parametrizations, nn.ModuleDict) and "weight" in parametrizations:
         modes = [(m, m.training) for m in parametrizations["weight"].modules()]
         parametrizations["weight"].eval()
         try:
@@ -218,7 +218,7 @@ def _gpus_of(module: nn.Module) -> list[torch.device]:
 
 
 def _is_transposed_linear(module: nn.Module) -> bool:
-    if type_name(module) != _TRANSPOSED_LINEAR:
+    if _TRANSPOSED_LINEAR not in type(module).__name__ or type_name(module) != _TRANSPOSED_LINEAR:
         return False
     weight = getattr(module, "weight", None)
     return isinstance(weight, torch.Tensor) and _dims(weight) == 2

@@ -210,3 +210,66 @@ def test_a_weight_that_is_drawn_anew_whenever_it_is_read() -> None:
                 optimizer.step()
         trained.append(model[0].parametrizations.weight.original.detach())
     assert torch.equal(*trained)
+
+
+class _Read(nn.Module):
+    """A parametrisation that counts how often it is computed, and fails when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times = 0
+        self.broken = False
+
+    def forward(self, weight):
+        self.times += 1
+        if self.broken:
+            raise ArithmeticError("no weight today")
+        return 2 * weight
+
+
+def test_a_weight_is_read_once_before_a_step_and_once_after_it() -> None:
+    model, x = _case()
+    read = _Read()
+    parametrize.register_parametrization(model[0], "weight", read)
+
+    @propkit.probe
+    def kind(module):
+        """What needs no weight reads none."""
+        return torch.tensor(float(module.out_features))
+
+    def times(probes) -> int:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        with propkit.attach(model, probes=probes) as recorder:
+            model(x).square().mean().backward()
+            before = read.times
+            optimizer.step()
+            found = read.times - before
+            assert np.isfinite(recorder.run["kind"]["kind"]).all()
+        return found
+
+    assert times([kind]) == 0
+    assert times([kind, "filter_correlation"]) == 1
+    assert times([kind, "filter_correlation", "weight"]) == 2
+
+
+def test_a_weight_that_cannot_be_read_switches_its_probes_off_and_no_more() -> None:
+    model, x = _case()
+    read = _Read()
+    parametrize.register_parametrization(model[0], "weight", read)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with propkit.attach(model, probes=["weight", "error_moment"]) as recorder:
+        for step in range(3):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            read.broken = step == 1
+            with (
+                pytest.warns(UserWarning, match="no weight today")
+                if step == 1
+                else contextlib.nullcontext()
+            ):
+                optimizer.step()
+            read.broken = False
+    assert recorder.run.state == "complete"
+    assert np.isfinite(recorder.run["error_moment"]["output"]).all()
+    assert np.isfinite(recorder.run["weight"]["norm"]).all()
+    assert recorder.run["weight"]["step"].values.tolist() == [0]

@@ -15,7 +15,7 @@ from propkit.probes._reductions import mean_square_at_once
 
 EVERY = 50  # sampling period of the rows that sample
 CONVS = r"(^|\.)conv\d+$"  # names of the convolutions
-AGAIN, ERRORS_HERE, ALL_NORMS, MOMENTS, WEIGHTS, DEFAULTS, SPARSE, IDLE = (
+AGAIN, ERRORS_HERE, ALL_NORMS, MOMENTS, WEIGHTS, DEFAULTS, SPARSE, IDLE, LEAST = (
     "bare, again",
     "propkit: error moments at the outputs",
     "propkit: all outputs + errors, one norm each",
@@ -24,6 +24,7 @@ AGAIN, ERRORS_HERE, ALL_NORMS, MOMENTS, WEIGHTS, DEFAULTS, SPARSE, IDLE = (
     "propkit: all default probes",
     f"propkit: all default probes, every={EVERY}",
     "propkit: attached, nothing sampled",
+    "the least: hooks by hand, read once",
 )
 
 
@@ -86,6 +87,16 @@ def bare(s: Subject) -> Iterator[None]:  # noqa: ARG001 - an observer
 def naive(s: Subject) -> Iterator[None]:
     values: dict[str, float] = {}
     on_conv_errors(s, lambda name, grad: values.update({name: grad.pow(2).mean().item()}))
+    yield
+
+
+@contextlib.contextmanager
+def least(s: Subject) -> Iterator[None]:
+    """The least that reading every error once takes in Python: nothing is looked after, nothing is stored."""
+    square_sum = import_module("propkit.probes._kernels").square_sum
+    sums: list[float] = []
+    on_conv_errors(s, lambda _, grad: sums.append(square_sum(grad.data_ptr(), grad.numel())))
+    s.after_step = lambda _: sums.clear()
     yield
 
 
@@ -180,6 +191,7 @@ OURS = (
     Configuration(DEFAULTS, attached()),
 )
 PEERS = (
+    Configuration(LEAST, least, "numba", ERRORS_HERE),
     Configuration("no-op full backward hooks", backward_hooks, rival=ERRORS_HERE),
     Configuration("tensor hooks with .item(), by hand", naive, rival=ERRORS_HERE),
     Configuration("tensor-tracker, std of convolutions", tensor_tracker(True), "tensor_tracker", ALL_NORMS),

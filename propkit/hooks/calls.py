@@ -177,30 +177,33 @@ class SiteTap:
         self.leaves.clear()
 
     def measure_weight(self) -> None:
-        """Measure the weight before the step, unless that is done."""
+        """Measure the weight before the step, and keep a copy where its change is asked for, unless that is done."""
         if self.weighed:
             return
         self.weighed = True
+        weight = self._read_weight()
+        known = {} if weight is None else {"weight": weight}
         for listener in self.of_weight:
             if not listener.of_update:
-                listener.hear({}, 0, NEUTRAL)
-            elif self.taps.stepping:
-                self.keep_weight()
+                listener.hear(known, 0, NEUTRAL)
+        if weight is None or is_left_over(self.site.module):
+            return  # the step does not change what is left over, the next forward does
+        if any(x.of_update and x.probe not in self.taps.disabled for x in self.of_weight):
+            self.before = weight.clone()
+
+    def _read_weight(self) -> torch.Tensor | None:
+        """The weight, read once for all: what is sharded is gathered, what is parametrised is computed."""
+        if not any(x.reads_weight for x in self.of_weight):
+            return None
+        try:
+            return weight_of(self.site.module)
+        except Exception:  # which each function that asks for it meets again, and is switched off
+            return None
 
     def measure_weight_if_run(self) -> None:
         """Measure the weight if the site ran in this step."""
         if self.ran:
             self.measure_weight()
-
-    def keep_weight(self) -> None:
-        """Keep a copy of the weight where its change in this step is asked for."""
-        if not self.weighed or self.before is not None:
-            return
-        if is_left_over(self.site.module):
-            return  # the step does not change it, the next forward does
-        if any(x.of_update and x.probe not in self.taps.disabled for x in self.of_weight):
-            weight = weight_of(self.site.module)
-            self.before = None if weight is None else weight.clone()
 
     def finish_step(self) -> None:
         """Measure the change of the weight, and forget the calls of this step."""

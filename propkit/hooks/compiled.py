@@ -263,7 +263,6 @@ class Compiled:
         for tap in self._taps.sites:
             if tap.site.name in names:
                 tap.measure_weight()
-                tap.keep_weight()
 
     def _deliver(self) -> None:
         if not self._weighed and self._before_step.found:

@@ -29,6 +29,7 @@ class Listener:
         of_forward: Whether they are all there when the module returns.
         of_function: Whether it needs the module as a map.
         of_update: Whether it needs the change of the weight in a step.
+        reads_weight: Whether it needs the weight, or its change.
         alone: The one signal that it waits for, ``""`` if there are several or none.
     """
 
@@ -39,6 +40,7 @@ class Listener:
         self.of_forward = self.needed <= FORWARD
         self.of_function = "function" in self.needed
         self.of_update = "update" in measurement.signals
+        self.reads_weight = self.of_update or "weight" in measurement.signals
         self.alone = next(iter(self.needed)) if len(self.needed) == 1 else ""
         self._of_module = tuple(s for s in measurement.signals if s in ("module", "weight"))
         self._gradients = tuple(s for s in measurement.signals if s.startswith("grad_"))

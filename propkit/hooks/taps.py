@@ -193,7 +193,6 @@ class Taps:
         try:
             for tap in self.sites if self._active else ():
                 tap.measure_weight_if_run()
-                tap.keep_weight()
         except Exception as error:  # the training goes on
             self.receiver.broken(error)
 

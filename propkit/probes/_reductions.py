@@ -38,6 +38,13 @@ def frobenius_norm(x: torch.Tensor) -> torch.Tensor:
     return _remembered(x, _norm)
 
 
+def frobenius_norm_at_once(x: torch.Tensor) -> float | torch.Tensor:
+    """The same; a number if `x` is on the CPU, as `mean_square_at_once`."""
+    if not x.is_cpu or torch.compiler.is_compiling():
+        return frobenius_norm(x)
+    return math.sqrt(_remembered(x, _squares_on_cpu))
+
+
 def square_sum(x: torch.Tensor) -> torch.Tensor:
     """Sum of squares of all elements of `x`, 0-d, float64; see `frobenius_norm`."""
     if torch.compiler.is_compiling():

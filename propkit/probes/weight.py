@@ -7,7 +7,7 @@ from torch import nn
 
 from propkit.probe import probe
 from propkit.probes._filters import filter_matrix
-from propkit.probes._reductions import frobenius_norm, number
+from propkit.probes._reductions import frobenius_norm_at_once, number
 from propkit.spectra.matrix import gram, spectral_norm
 
 
@@ -45,6 +45,9 @@ def weight(weight: torch.Tensor, module: nn.Module) -> dict[str, float | torch.T
 
 
 @weight.also(units={"update_ratio": "1"}, reduce={"update_ratio": "max"})
-def weight_update(weight: torch.Tensor, update: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Relative size of the step, ‖ΔW‖_F / ‖W‖_F with W before the step."""
-    return {"update_ratio": frobenius_norm(update) / frobenius_norm(weight)}
+def weight_update(weight: torch.Tensor, update: torch.Tensor) -> dict[str, float | torch.Tensor]:
+    """Relative size of the step, ‖ΔW‖_F / ‖W‖_F with W before the step; NaN or inf where that is 0."""
+    change, size = frobenius_norm_at_once(update), frobenius_norm_at_once(weight)
+    if size == 0 and isinstance(change, float):  # Python divides no number by 0
+        return {"update_ratio": math.inf * change}
+    return {"update_ratio": change / size}

@@ -7,6 +7,7 @@ from torch import nn
 
 from propkit.probes import activation, filter_correlation, weight
 from propkit.probes._filters import filter_matrix
+from propkit.probes.weight import weight_update
 
 
 def test_correlation_of_special_banks() -> None:
@@ -114,3 +115,15 @@ def test_statistics_of_large_outputs(layout: str, dtype: torch.dtype) -> None:
     assert list(found) == list(expected)
     for name, value in expected.items():  # float32 sums over one map at least
         np.testing.assert_allclose(found[name], value, rtol=5e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("before", [0.0, 2.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("change", [0.0, 1.0, float("nan"), float("inf")])
+def test_the_relative_size_of_a_step_is_the_quotient_that_tensors_give(
+    before: float, change: float
+) -> None:
+    size, moved = torch.tensor([[before, 0.0]]), torch.tensor([[change, 0.0]])
+    expected = moved.norm() / size.norm()
+    found = weight_update(size, moved)["update_ratio"]
+    assert isinstance(found, float)  # on a CPU
+    torch.testing.assert_close(torch.tensor(found), expected, equal_nan=True)
