@@ -40,3 +40,9 @@ def cross_entropy(x: torch.Tensor, y: torch.Tensor) -> Callable[[nn.Module], tor
 
 def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Eight rows a chunk, so that few rows fill several."""
+    monkeypatch.setattr("propkit.store.arrays.LONGEST_CHUNK", 8)

@@ -16,14 +16,13 @@ from propkit.store.run import open as open_run
 from propkit.testing import mlp
 from tests.test_recovery import _fast_disk  # noqa: F401 - a fixture
 from tests.test_resume import Training
-from tests.test_writer import (
+from tests.written import (
     LOSS,
     MOMENT,
     block,
     create,
     failing,
     fill,
-    small_chunks,  # noqa: F401 - a fixture
 )
 
 
@@ -69,7 +68,7 @@ def test_a_full_disk_loses_nothing_once_there_is_room(tmp_path, monkeypatch):
     np.testing.assert_array_equal(run["error_moment"].output, other.run["error_moment"].output)
 
 
-def test_whatever_fails_is_done_later_in_order(tmp_path, small_chunks):  # noqa: F811
+def test_whatever_fails_is_done_later_in_order(tmp_path, small_chunks):
     for calls in range(200):
         writer = create(tmp_path / f"{calls}.zarr")
         patient = patience.PatientWriter(writer)

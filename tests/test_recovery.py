@@ -24,7 +24,7 @@ from propkit.store import writer as writing
 from propkit.store.resume import take_up
 from propkit.store.run import open as open_run
 from propkit.store.writer import ZarrWriter
-from tests.test_writer import (
+from tests.written import (
     LOSS,
     MOMENT,
     block,
@@ -32,7 +32,6 @@ from tests.test_writer import (
     create,
     failing,
     fill,
-    small_chunks,  # noqa: F401 - a fixture
     spectra,
     spectral_rows,
 )
@@ -131,7 +130,7 @@ def test_any_sequence_with_kills_and_cuts_gives_what_lists_give(plan):
         assert lengths == {len(rows)}
 
 
-def test_rows_that_were_not_committed_are_dropped_and_said(tmp_path, small_chunks):  # noqa: F811
+def test_rows_that_were_not_committed_are_dropped_and_said(tmp_path, small_chunks):
     path = tmp_path / "run.zarr"
     writer = create(path)
     writer.define(MOMENT)
@@ -159,7 +158,7 @@ def test_rows_that_were_not_committed_are_dropped_and_said(tmp_path, small_chunk
     assert take_up(path).notes == ()
 
 
-def test_a_curve_that_came_late_keeps_meaning_nan_before(tmp_path, small_chunks):  # noqa: F811
+def test_a_curve_that_came_late_keeps_meaning_nan_before(tmp_path, small_chunks):
     """A chunk that is not there means NaN; rows that go to its middle must not turn the rest into zeros."""
     writer = create(tmp_path / "run.zarr")
     writer.define(LOSS)
@@ -176,7 +175,7 @@ def test_a_curve_that_came_late_keeps_meaning_nan_before(tmp_path, small_chunks)
     np.testing.assert_array_equal(log.loss, [*range(10), np.nan, np.nan])
 
 
-def test_a_resumption_that_fails_is_tried_again(tmp_path, small_chunks):  # noqa: F811
+def test_a_resumption_that_fails_is_tried_again(tmp_path, small_chunks):
     """Whatever call fails: the run is as it was, or cut, and can be resumed."""
     path = tmp_path / "run.zarr"
     writer = create(path)
@@ -207,7 +206,7 @@ def test_a_resumption_that_fails_is_tried_again(tmp_path, small_chunks):  # noqa
     np.testing.assert_array_equal(open_run(path)["error_moment"].output, block(range(20)))
 
 
-def test_a_compact_run_goes_on(tmp_path, small_chunks):  # noqa: F811
+def test_a_compact_run_goes_on(tmp_path, small_chunks):
     writer = create(tmp_path / "run.zarr")
     writer.define(MOMENT)
     fill(writer, range(30))
@@ -239,7 +238,7 @@ def lose_power(monkeypatch) -> None:
 def test_after_a_power_failure_only_rows_on_the_disk_are_trusted(
     tmp_path,
     monkeypatch,
-    small_chunks,  # noqa: F811
+    small_chunks,
 ):
     path = tmp_path / "run.zarr"
     writer = create(path)
@@ -318,7 +317,7 @@ class Disk:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks up descriptors")
-def test_a_durable_run_is_on_the_disk_at_every_commit(tmp_path, monkeypatch, small_chunks):  # noqa: F811
+def test_a_durable_run_is_on_the_disk_at_every_commit(tmp_path, monkeypatch, small_chunks):
     disk = Disk(monkeypatch)
     writer = ZarrWriter.create(tmp_path / "run.zarr", {}, durable=True)
     writer.define(MOMENT)
