@@ -16,7 +16,7 @@ from propkit.recording.flush import append_rows
 from propkit.recording.health import Health
 from propkit.recording.layout import Layout
 from propkit.recording.ranks import Shares, join
-from propkit.recording.rows import Observation, combine_spectra, make_row, rows_to_host
+from propkit.recording.rows import combine_spectra, make_row, rows_to_host
 from propkit.sites import find_sites
 from propkit.store.memory import MemoryWriter
 from tests.conftest import cross_entropy, make_case, sgd
@@ -288,7 +288,7 @@ def _share(layout: Layout, p: propkit.Probe, site: str, spectrum, number) -> Sha
         value = torch.tensor(value, dtype=torch.float64)
         key = Key(p.name, variable, site, 0)
         slot = layout.slot(key, m, len(value) if value.ndim else None)
-        observed.append(Observation(slot, value, 1.0, TRAINING))
+        observed.append((slot, value, 1.0, TRAINING))
     return Shares(layout.plan().keys, rows_to_host([make_row(4, observed)]))
 
 
@@ -328,7 +328,7 @@ def test_several_ranks_flush_by_the_schedule_alone() -> None:
 
 def test_spectra_of_one_slot_stay_as_they_are() -> None:
     one = torch.tensor([1.0, 2.0], dtype=torch.float32)
-    row = make_row(0, [Observation(3, one, 1.0, TRAINING)])
+    row = make_row(0, [(3, one, 1.0, TRAINING)])
     assert row.nbytes == 8
     combined = combine_spectra(rows_to_host([row])[0].spectra, ["mean"] * 4)
     assert combined[3].dtype == np.float32

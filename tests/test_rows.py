@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from propkit.hooks.taps import EVALUATION, NEUTRAL, TRAINING
 from propkit.recording.curves import Curves
-from propkit.recording.rows import Observation, Values, combine, make_row, scalars_to_host, to_host
+from propkit.recording.rows import Values, combine, make_row, scalars_to_host, to_host
 from propkit.store import pauses
 
 RULES = ["mean", "sum", "norm", "max", "min"]
@@ -81,7 +81,7 @@ def test_an_empty_signal_counts_only_where_there_is_no_other(rule) -> None:
 
 def test_rows_keep_training_values_and_drop_evaluation() -> None:
     def value(slot, number, origin):
-        return Observation(slot, torch.tensor(number), 1.0, origin)
+        return (slot, torch.tensor(number), 1.0, origin)
 
     mixed = [value(0, 1.0, EVALUATION), value(1, 2.0, TRAINING), value(2, 3.0, NEUTRAL)]
     row = make_row(7, mixed)
@@ -98,7 +98,7 @@ def test_values_of_any_dtype_are_stacked_exactly() -> None:
         torch.tensor(0.5, dtype=torch.bfloat16),
         torch.tensor(3),
     ]
-    row = make_row(0, [Observation(i, v, 1.0, TRAINING) for i, v in enumerate(values)])
+    row = make_row(0, [(i, v, 1.0, TRAINING) for i, v in enumerate(values)])
     assert to_host(row.vectors)[0].tolist() == [1e-60, 0.5, 3.0]
 
 

@@ -23,7 +23,7 @@ VIEWS = {
 def test_the_gradient_of_a_view_has_the_views_order(name: str, changed: bool) -> None:
     x = torch.randn(6, 20, requires_grad=True)
     found: list[torch.Tensor] = []
-    receiver = SimpleNamespace(arrived=lambda signal, grad: found.append(grad))
+    receiver = SimpleNamespace(offer=lambda signal, grad: found.append(grad))
     base = x * 2
     view = VIEWS[name](base)
     weights = torch.randn(view.shape)

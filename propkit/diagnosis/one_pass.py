@@ -73,7 +73,7 @@ class Collector:
                 length = len(value)
                 value = own_copy(value, measurement.dtype_of(key.variable))
             slot = self._layout.slot(key, measurement, length)
-            self._observed.append(Observation(slot, value, weight, origin))
+            self._observed.append((slot, value, weight, origin))
 
     def loss_scale(self) -> torch.Tensor | None:
         """The loss is not scaled, whatever scaler the process has."""

@@ -251,34 +251,35 @@ class _Call:
                 old.remove()
             self.tap.leaves[place] = handle
 
-    def arrived(self, signal: str, grad: torch.Tensor) -> None:
-        """A gradient has come."""
+    def offer(self, signal: str, tensor: torch.Tensor) -> None:
+        """A signal is there: run the functions that have waited for it."""
+        # One frame for the common case, as in `Listener`: it runs twice for every layer.
         try:
-            if self.number < 0:
+            if self.number < 0 and signal in GRADIENTS:
                 self.tap.number_recomputed()
-            self.offer(signal, grad)
+            if tensor.requires_grad:
+                tensor = tensor.detach()
+            for listener in self.tap.hearing[signal]:
+                if self.recomputing and listener.of_forward:
+                    continue  # a recomputed forward repeats statistics that the first one gave
+                if listener.alone:
+                    listener.hear({signal: tensor}, self.number, self.origin)
+                else:
+                    self._wait(listener, signal, tensor)
         except Exception as error:  # the training goes on
             self.tap.taps.receiver.broken(error)
 
-    def offer(self, signal: str, tensor: torch.Tensor) -> None:
-        """A signal is there: run the functions that have waited for it."""
-        if tensor.requires_grad:
-            tensor = tensor.detach()
-        for listener in self.tap.hearing[signal]:
-            if self.recomputing and listener.of_forward:
-                continue  # a recomputed forward repeats statistics that the first one gave
-            if listener.alone:
-                listener.hear({signal: tensor}, self.number, self.origin)
-                continue
-            if self._waiting is None:
-                self._waiting = {}
-            waiting = self._waiting.setdefault(listener, {})
-            # A later operation may change a forward tensor in place; autograd never changes a gradient that is held.
-            waiting[signal] = tensor.clone() if signal in FORWARD else tensor
-            if listener.needed == waiting.keys():
-                listener.hear(dict(waiting), self.number, self.origin)
-                for gradient in listener.needed & GRADIENTS:
-                    del waiting[gradient]  # another backward pass brings its own
+    def _wait(self, listener: Listener, signal: str, tensor: torch.Tensor) -> None:
+        """Keep the signal until those that the function needs beside it are there."""
+        if self._waiting is None:
+            self._waiting = {}
+        waiting = self._waiting.setdefault(listener, {})
+        # A later operation may change a forward tensor in place; autograd never changes a gradient that is held.
+        waiting[signal] = tensor.clone() if signal in FORWARD else tensor
+        if listener.needed == waiting.keys():
+            listener.hear(dict(waiting), self.number, self.origin)
+            for gradient in listener.needed & GRADIENTS:
+                del waiting[gradient]  # another backward pass brings its own
 
 
 def _shape(tensor: torch.Tensor | None) -> str:

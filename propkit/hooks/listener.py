@@ -48,6 +48,7 @@ class Listener:
         self._taps = taps
         self._keys: dict[tuple[str, int], Key] = {}
         self._on_host: bool | None = None  # where numbers cost no wait; not known yet
+        self._numbers = False  # any of its values may be one
         self._heard: set[tuple[object, ...]] = set()  # in this step, of what is measured once
 
     def hear(self, signals: Mapping[str, torch.Tensor], call: int, origin: int) -> None:
@@ -88,8 +89,9 @@ class Listener:
         arguments = self._arguments(signals) if whole else signals
         if arguments is None:
             return
+        m, receiver = self.measurement, self._taps.receiver
         elements = signals[self.alone].numel() if self.alone in signals else _elements(signals)
-        scale = self._taps.receiver.loss_scale() if self._gradients else None
+        scale = receiver.loss_scale() if self._gradients else None
         if scale is not None or _autocasts():
             values = self._without_context(arguments, scale)
         elif torch.is_grad_enabled():
@@ -97,17 +99,20 @@ class Listener:
                 False
             )  # `torch.no_grad()` takes longer than some of the functions
             try:
-                values = self.measurement.function(**arguments)
+                values = m.function(**arguments)
             finally:
                 torch._C._set_grad_enabled(True)
         else:
-            values = self.measurement.function(**arguments)
+            values = m.function(**arguments)
         if not isinstance(values, dict):
-            values = {self.measurement.function.__name__: values}
+            values = {m.function.__name__: values}
         for variable, value in values.items():
-            if type(value) is float and self._on_host is None:
-                self._on_host = all(t.is_cpu for t in arguments.values() if hasattr(t, "is_cpu"))
-            self._receive(variable, value, call, elements, origin)
+            if type(value) is not float or not self._numbers:
+                self._check(variable, value, arguments)
+            key = self._keys.get((variable, call))
+            if key is None:
+                key = self._keys[variable, call] = Key(self.probe, variable, self._site.name, call)
+            receiver.receive(key, m, value, elements, origin)
 
     def _arguments(self, signals: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
         """The function's arguments; None if the module has no weight."""
@@ -124,11 +129,20 @@ class Listener:
                     return None
         return arguments
 
-    def _receive(self, variable: str, value: Any, call: int, elements: int, origin: int) -> None:
+    def _check(self, variable: str, value: Any, arguments: Mapping[str, Any]) -> None:
+        """Refuse a value that is neither a tensor of the right dimensions nor a number that cost no wait.
+
+        Raises:
+            TypeError: It is.
+        """
         ndim = 1 if variable in self.measurement.dims else 0
-        if type(value) is float and self._on_host and not ndim:
-            pass
-        elif not isinstance(value, torch.Tensor) or value.ndim != ndim:
+        if type(value) is float and not ndim:
+            if self._on_host is None:
+                self._on_host = all(t.is_cpu for t in arguments.values() if hasattr(t, "is_cpu"))
+                self._numbers = self._on_host and not self.measurement.dims
+            if self._on_host:
+                return
+        if not isinstance(value, torch.Tensor) or value.ndim != ndim:
             is_tensor = isinstance(value, torch.Tensor)
             found = f"shape {tuple(value.shape)}" if is_tensor else repr(value)
             hint = (
@@ -139,10 +153,6 @@ class Listener:
             raise TypeError(
                 f"expected a {ndim}-d tensor as value of {variable!r}, found {found}{hint}"
             )
-        key = self._keys.get((variable, call))
-        if key is None:
-            key = self._keys[variable, call] = Key(self.probe, variable, self._site.name, call)
-        self._taps.receiver.receive(key, self.measurement, value, elements, origin)
 
     def _without_context(self, arguments: Mapping[str, Any], scale: torch.Tensor | None) -> Any:
         """The function's values, without gradients, autocast and the scale of the loss."""

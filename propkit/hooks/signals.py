@@ -14,8 +14,8 @@ from propkit.hooks.hook import compiler_callback
 class Receiver(Protocol):
     """Takes gradients (a call of a site does)."""
 
-    def arrived(self, signal: str, grad: torch.Tensor) -> None:
-        """The gradient that was asked for as `signal`."""
+    def offer(self, signal: str, tensor: torch.Tensor) -> None:
+        """The gradient that was asked for as `signal` has come."""
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -135,7 +135,7 @@ class _View:
     def __init__(
         self, receiver: Receiver, signal: str, tensor: torch.Tensor, base: torch.Tensor
     ) -> None:
-        self.deliver = functools.partial(receiver.arrived, signal)
+        self.deliver = functools.partial(receiver.offer, signal)
         self.seen: set[int] = set()  # backward passes in which it arrived at the view
         self.size, self.stride = tensor.size(), tensor.stride()
         self.offset = tensor.storage_offset() - base.storage_offset()
@@ -158,14 +158,14 @@ def hand_on(receiver: Receiver, signal: str, grad: torch.Tensor | None) -> None:
     if grad is None:
         return
     if compiler_callback() is None:
-        receiver.arrived(signal, grad)
+        receiver.offer(signal, grad)
     else:
-        _arrived_uncompiled(receiver, signal, grad)
+        _offer_uncompiled(receiver, signal, grad)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _arrived_uncompiled(receiver: Receiver, signal: str, grad: torch.Tensor) -> None:
-    receiver.arrived(signal, grad)
+def _offer_uncompiled(receiver: Receiver, signal: str, grad: torch.Tensor) -> None:
+    receiver.offer(signal, grad)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -55,12 +55,14 @@ def can_fuse(x: torch.Tensor) -> bool:
 
 
 def fused_square_sum(x: torch.Tensor) -> float | None:
-    """Sum of squares of `x`, float32 on the CPU; None where it takes PyTorch.
+    """Sum of squares of `x`, which is on a CPU; None where it takes PyTorch.
 
     Squares that float32 does not hold (of values below 1e-19 or above 1e19) are lost.
     """
+    if type(x) not in _OF_MEMORY or x.dtype != torch.float32:
+        return None
     n = x.numel()
-    kernels = _kernels_for(n) if type(x) in _OF_MEMORY else None
+    kernels = _kernels_for(n)
     if kernels is None or not (x.is_contiguous() or is_dense(x)):
         return None
     total: float = kernels.square_sum(x.data_ptr(), n)

@@ -2,14 +2,10 @@
 
 import math
 import weakref
-from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 
 from propkit.probes._fused import fused_square_sum, is_dense
-
-T = TypeVar("T", float, torch.Tensor)
 
 SMALLEST, LARGEST = 1e-28, 1e32
 """Sums of squares beyond which squares may have been lost in float32."""
@@ -20,7 +16,7 @@ _DOT = 1 << 17
 
 
 _last: tuple[weakref.ref[torch.Tensor], int, float | torch.Tensor] | None = None
-"""The tensor that was summed last, its version, and the sum: several probes ask for that of one signal."""
+"""The tensor that was summed last, its version, and what came out: several probes ask for that of one signal."""
 
 
 def frobenius_norm(x: torch.Tensor) -> torch.Tensor:
@@ -34,15 +30,15 @@ def frobenius_norm(x: torch.Tensor) -> torch.Tensor:
     if torch.compiler.is_compiling():
         return _square_sum_in_a_graph(x).sqrt()
     if x.is_cpu:
-        return torch.scalar_tensor(math.sqrt(_remembered(x, _squares_on_cpu)), dtype=torch.float64)
-    return _remembered(x, _norm)
+        return torch.scalar_tensor(math.sqrt(_squares_on_cpu(x)), dtype=torch.float64)
+    return _remembered_norm(x)
 
 
 def frobenius_norm_at_once(x: torch.Tensor) -> float | torch.Tensor:
     """The same; a number if `x` is on the CPU, as `mean_square_at_once`."""
     if not x.is_cpu or torch.compiler.is_compiling():
         return frobenius_norm(x)
-    return math.sqrt(_remembered(x, _squares_on_cpu))
+    return math.sqrt(_squares_on_cpu(x))
 
 
 def square_sum(x: torch.Tensor) -> torch.Tensor:
@@ -66,39 +62,46 @@ def mean_square_at_once(x: torch.Tensor) -> float | torch.Tensor:
         n = x.numel()
         return square_sum(x) / n if n else x.new_full((), math.nan, dtype=wide(x))
     n = x.numel()
-    return _remembered(x, _squares_on_cpu) / n if n else math.nan
-
-
-def _remembered(x: torch.Tensor, reduce: Callable[[torch.Tensor], T]) -> T:
-    """What `reduce` gives for `x`, unless that was asked for last."""
-    global _last
-    known = _last
-    if known is not None and known[0]() is x and known[1] == x._version:
-        return known[2]  # type: ignore[return-value]  # one function per device
-    value = reduce(x)
-    if not x.is_inference():  # which has no version
-        _last = weakref.ref(x), x._version, value
-    return value
+    return _squares_on_cpu(x) / n if n else math.nan
 
 
 def _squares_on_cpu(x: torch.Tensor) -> float:
-    """Sum of squares, as a number."""
-    if x.dtype == torch.float32 or x.dtype == torch.float64:
-        known = fused_square_sum(x) if x.dtype == torch.float32 else None
-        if known is not None:
-            total = known
-        else:
-            total, flat = 0.0, in_memory_order(x)
-            for part in (flat,) if len(flat) <= _DOT else flat.split(_DOT):
-                total += torch.dot(part, part).item()
-        if x.dtype == torch.float64:
-            return total
-    else:  # of half precision, which a dot product would accumulate as it is, or complex
-        total = _norm(x).item() ** 2
-    if SMALLEST < total < LARGEST or x.dtype == torch.complex128:
-        return total
-    exact = x.to(torch.complex128 if x.is_complex() else torch.float64)
-    return float(_norm(exact).item() ** 2)
+    """Sum of squares, as a number; remembered of the last tensor, for which several probes ask."""
+    global _last
+    known = _last
+    if known is not None and known[0]() is x and known[1] == x._version:
+        return known[2]  # type: ignore[return-value]  # of a tensor on a CPU it is a number
+    total = fused_square_sum(x)
+    if total is None:
+        total = _square_sum_by_pytorch(x)
+    if not SMALLEST < total < LARGEST and x.dtype not in (torch.float64, torch.complex128):
+        exact = x.to(torch.complex128 if x.is_complex() else torch.float64)
+        total = _norm(exact).item() ** 2
+    if not x.is_inference():  # which has no version
+        _last = weakref.ref(x), x._version, total
+    return total
+
+
+def _square_sum_by_pytorch(x: torch.Tensor) -> float:
+    if x.dtype != torch.float32 and x.dtype != torch.float64:
+        # of half precision, which a dot product would accumulate as it is, or complex
+        return float(_norm(x).item() ** 2)
+    total, flat = 0.0, in_memory_order(x)
+    for part in (flat,) if len(flat) <= _DOT else flat.split(_DOT):
+        total += torch.dot(part, part).item()
+    return total
+
+
+def _remembered_norm(x: torch.Tensor) -> torch.Tensor:
+    """The norm, on a device; remembered likewise."""
+    global _last
+    known = _last
+    if known is not None and known[0]() is x and known[1] == x._version:
+        return known[2]  # type: ignore[return-value]  # of a tensor on a device it is a tensor
+    norm = _norm(x)
+    if not x.is_inference():
+        _last = weakref.ref(x), x._version, norm
+    return norm
 
 
 def _norm(x: torch.Tensor) -> torch.Tensor:

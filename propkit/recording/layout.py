@@ -13,13 +13,18 @@ from propkit.sites import Site, fans, is_kind, type_name
 
 
 class Layout:
-    """Slots are numbered as values appear; columns are given when rows are written, and a group grows by later ones."""
+    """Slots are numbered as values appear; columns are given when rows are written, and a group grows by later ones.
+
+    Attributes:
+        slots: The number of each slot that there is.
+        reductions: (S,) rule by which the values of a slot are combined.
+    """
 
     def __init__(self, probes: Iterable[Probe], sites: Iterable[Site]) -> None:
         self._probes = {p.name: p for p in probes}
         self._sites = {s.name: s for s in sites}
         self._index = {name: i for i, name in enumerate(self._sites)}
-        self._slots: dict[Key, int] = {}
+        self.slots: dict[Key, int] = {}
         self._measurements: dict[tuple[str, str], Measurement] = {}
         self._lengths: dict[tuple[str, Call], int] = {}  # of the ragged variables
         self._fresh: dict[str, list[Key]] = {}  # without a column
@@ -52,9 +57,9 @@ class Layout:
         """
         if length is not None:
             self._check_length(key, measurement, length)
-        number = self._slots.get(key)
+        number = self.slots.get(key)
         if number is None:
-            number = self._slots[key] = len(self._slots)
+            number = self.slots[key] = len(self.slots)
             self._plan = None
             self._fresh.setdefault(key.probe, []).append(key)
             self._measurements.setdefault((key.probe, key.variable), measurement)
@@ -175,7 +180,7 @@ class Layout:
         known = {(name, v.name) for name, group in self._groups.items() for v in group.variables}
         slots: dict[str, dict[int, Target]] = {name: {} for name in self._groups}
         strays = []
-        for key, slot in self._slots.items():
+        for key, slot in self.slots.items():
             if key.probe not in self._groups:
                 continue
             column = self._columns[key.probe].get(key[2:])
@@ -188,7 +193,7 @@ class Layout:
                 strays.append(key)
             else:
                 slots[key.probe][slot] = Target(key.variable, where)
-        keys, rules = tuple(self._slots), tuple(self.reductions)
+        keys, rules = tuple(self.slots), tuple(self.reductions)
         return Plan(keys, rules, dict(self._groups), slots, tuple(strays))
 
     def wide_probes(self) -> frozenset[str]:
@@ -197,5 +202,5 @@ class Layout:
 
     def silent(self) -> list[str]:
         """Sites that gave no value at all."""
-        heard = {key.site for key in self._slots} | {site for site, _ in self._restored}
+        heard = {key.site for key in self.slots} | {site for site, _ in self._restored}
         return [name for name in self._sites if name not in heard]

@@ -45,7 +45,7 @@ class Recorder:
         self._strict = strict
         self._outbox = outbox
         self._log = outbox.curves.add
-        self._layout = layout
+        self._layout, self._slots = layout, layout.slots
         self._sampling = sampling
         self._schedules, self._overhead = sampling.schedules, sampling.overhead
         outbox.watch(sampling.overhead, sampling.budget)
@@ -186,9 +186,9 @@ class Recorder:
         if isinstance(value, torch.Tensor) and value.ndim:
             slot = self._layout.slot(key, measurement, len(value))
             value = own_copy(value, measurement.dtype_of(key.variable))
-        else:
+        elif (slot := self._slots.get(key, -1)) < 0:
             slot = self._layout.slot(key, measurement)
-        self._observed.append(Observation(slot, value, weight, origin))
+        self._observed.append((slot, value, weight, origin))
 
     def loss_scale(self) -> torch.Tensor | None:
         """What the loss of the running backward pass is multiplied by."""

@@ -1,5 +1,6 @@
 """From the values of one step to one row: stacked on the device, combined on the host."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -17,13 +18,8 @@ Ints = npt.NDArray[np.int64]
 T = TypeVar("T")
 
 
-class Observation(NamedTuple):
-    """One value as the hooks deliver it: its slot, its tensor (0-d or 1-d) or number, its weight and its origin."""
-
-    slot: int
-    value: float | torch.Tensor
-    weight: float | torch.Tensor
-    origin: int
+Observation = tuple[int, float | torch.Tensor, float | torch.Tensor, int]
+"""One value as the hooks deliver it: its slot, its tensor (0-d or 1-d) or number, its weight and its origin."""
 
 
 class Spectrum(NamedTuple, Generic[T]):
@@ -75,28 +71,31 @@ def make_row(step: int, observations: Sequence[Observation]) -> Row:
 
     Values of forwards without gradients (an evaluation between two steps) count only where the step has no other.
     """
-    if any(o.origin == TRAINING for o in observations):
-        observations = [o for o in observations if o.origin != EVALUATION]
+    if any(origin == TRAINING for *_, origin in observations):
+        observations = [o for o in observations if o[3] != EVALUATION]
     spectra = []
-    by_device: dict[torch.device, list[int]] = {}
-    for i, o in enumerate(observations):
-        if not isinstance(o.value, torch.Tensor):
-            by_device.setdefault(_CPU, []).append(i)
-        elif o.value.ndim:
-            spectra.append(Spectrum(o.slot, o.value, float(o.weight)))
+    by_device: dict[torch.device, list[Observation]] = {}
+    for o in observations:
+        slot, value, weight, _ = o
+        if not isinstance(value, torch.Tensor):
+            by_device.setdefault(_CPU, []).append(o)
+        elif value.ndim:
+            spectra.append(Spectrum(slot, value, float(weight)))
         else:
-            by_device.setdefault(o.value.device, []).append(i)
-    order = [i for indices in by_device.values() for i in indices]
-    weights = [observations[i].weight for i in order]
+            by_device.setdefault(value.device, []).append(o)
+    scalars = [o for here in by_device.values() for o in here]
     counted: dict[torch.device, list[torch.Tensor]] = {}
-    for w in weights:
-        if isinstance(w, torch.Tensor):
-            counted.setdefault(w.device, []).append(w)
+    weights = []
+    for _, _, weight, _ in scalars:
+        if isinstance(weight, torch.Tensor):
+            counted.setdefault(weight.device, []).append(weight)
+            weight = math.nan
+        weights.append(weight)
     return Row(
         step,
-        np.array([observations[i].slot for i in order], dtype=np.int64),
-        np.array([np.nan if isinstance(w, torch.Tensor) else w for w in weights], dtype=np.float64),
-        tuple(_stack([observations[i].value for i in indices]) for indices in by_device.values()),
+        np.array([slot for slot, *_ in scalars], dtype=np.int64),
+        np.array(weights, dtype=np.float64),
+        tuple(_stack([value for _, value, *_ in here]) for here in by_device.values()),
         tuple(spectra),
         tuple(_stack(here) for here in counted.values()),
     )
