@@ -95,9 +95,8 @@ class Listener:
         if scale is not None or _autocasts():
             values = self._without_context(arguments, scale)
         elif torch.is_grad_enabled():
-            torch._C._set_grad_enabled(
-                False
-            )  # `torch.no_grad()` takes longer than some of the functions
+            # `torch.no_grad()` takes longer than some of the functions.
+            torch._C._set_grad_enabled(False)
             try:
                 values = m.function(**arguments)
             finally:
