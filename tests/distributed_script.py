@@ -1,4 +1,4 @@
-"""Run by torchrun from test_distributed.py: STORE ddp|fsdp2 STEPS [die] [budget]."""
+"""Run by torchrun from test_distributed.py: STORE ddp|fsdp2 STEPS [die | budget | fault | alone]."""
 
 import json
 import os
@@ -15,7 +15,8 @@ import propkit
 from propkit.testing import mlp
 
 
-def main(store: str, kind: str, steps: int, die: bool, budget: bool) -> None:
+def main(store: str, kind: str, steps: int, what: str = "") -> None:
+    die, budget = what == "die", what == "budget"
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
@@ -45,8 +46,23 @@ def main(store: str, kind: str, steps: int, die: bool, budget: bool) -> None:
 
     if budget:
         probes = ["activation", propkit.probe(units="1", reduce="mean")(slow)]
+
+    def fragile(weight: torch.Tensor) -> torch.Tensor:
+        if rank == 1 and now >= 4:
+            raise ArithmeticError("on one rank")
+        return weight.norm()
+
+    def partial(output: torch.Tensor) -> torch.Tensor:
+        if rank == 1 and now >= 4:
+            raise ArithmeticError("on one rank")
+        return output.detach().mean()
+
+    if what in ("fault", "alone"):
+        probes = [propkit.probe(f) for f in (fragile, partial)]
+        probes += ["weight", "activation"] if what == "fault" else []
     share = 0.5 if budget else None
-    with propkit.attach(model, store, probes=probes, budget=share) as recorder:
+    every = 2 if what in ("fault", "alone") else 1
+    with propkit.attach(model, store, probes=probes, budget=share, every=every) as recorder:
         for step in range(steps):
             now = step
             if die and rank == 1 and step == 200:
@@ -62,4 +78,4 @@ def main(store: str, kind: str, steps: int, die: bool, budget: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), "die" in sys.argv, "budget" in sys.argv)
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:])

@@ -114,6 +114,30 @@ def test_a_rank_that_dies_leaves_a_readable_store(tmp_path: Path) -> None:
     assert np.isfinite(run["error_moment"]["output"].values).all()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("beside", ["fault", "alone"])
+def test_a_probe_that_fails_on_one_rank_is_off_and_training_goes_on(
+    kind: str, beside: str, tmp_path: Path
+) -> None:
+    # Sharded weights are gathered by all ranks, and rows are: which has to go on where nothing is measured any more.
+    done = _torchrun(tmp_path / "run.zarr", kind, "300", beside)
+    assert done.returncode == 0, done.stderr
+    run = propkit.open(tmp_path / "run.zarr")
+    assert run.state == "complete"
+    assert run["log"]["step"].size == 300
+    for probe in ("fragile", "partial"):  # before, it had the values of the whole batch
+        assert run[probe]["step"].values.tolist() == [0, 2]
+        assert "rank 1, step 4: ArithmeticError: on one rank" in run.attributes["faults"][probe]
+    assert not run.attributes["notes"]
+    if beside == "fault":
+        expected = _one_process(300)
+        assert run["weight"]["step"].values.tolist() == list(range(0, 300, 2))
+        for group, name in (("weight", "norm"), ("weight", "update_ratio"), ("activation", "mean")):
+            theirs = expected[group][name].sel(step=run[group]["step"])
+            np.testing.assert_allclose(run[group][name], theirs, rtol=1e-4, atol=1e-6)
+
+
 def test_data_parallel_wrappers_are_looked_through() -> None:
     model = mlp()
     wrapped = torch.nn.DataParallel(copy.deepcopy(model))

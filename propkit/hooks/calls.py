@@ -188,7 +188,7 @@ class SiteTap:
                 listener.hear(known, 0, NEUTRAL)
         if weight is None or is_left_over(self.site.module):
             return  # the step does not change what is left over, the next forward does
-        if any(x.of_update and x.probe not in self.taps.disabled for x in self.of_weight):
+        if any(x.of_update for x in self.of_weight):
             self.before = weight.clone()
 
     def _read_weight(self) -> torch.Tensor | None:

@@ -68,7 +68,9 @@ class Taps:
 
     def install(self, probes: Collection[str]) -> None:
         """Measure `probes` from now on: put in the hooks that they need, take out the others."""
-        active = frozenset(probes) - self.disabled
+        active = frozenset(probes)
+        if self.disabled and not self._sharded():
+            active -= self.disabled
         self.compiled.listen()
         if active == self._active:
             return
@@ -147,6 +149,10 @@ class Taps:
         if self._by_hand is None:
             self._by_hand = not has_optimizer(self.model)
         return self._by_hand or self._in_step
+
+    def _sharded(self) -> bool:
+        """Whether weights are gathered by all ranks, on each of which other probes may be switched off."""
+        return any(hasattr(p, "full_tensor") for p in self.model.parameters())
 
     def is_active(self, probe: str) -> bool:
         """Whether the probe is measured in this step."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from propkit.recording.curves import CurveRows
+from propkit.recording.faults import Faults
 from propkit.recording.health import Health
 from propkit.recording.plan import Plan, fitting
 from propkit.recording.ranks import Ranks, Shares, join
@@ -38,6 +39,7 @@ def write_flush(
     attributes: Mapping[str, object],
     ranks: Ranks | None,
     health: Health,
+    faults: Faults,
     after: Callable[[], None] = lambda: None,
 ) -> None:
     """Write what one flush brought and commit it.
@@ -52,6 +54,7 @@ def write_flush(
         attributes: Root attributes to set.
         ranks: The processes that measured shares of the batch; None: this one measured it all.
         health: Looks at the values.
+        faults: Those of this process.
         after: What all ranks do when the values are gathered.
     """
     for event in ready:
@@ -59,10 +62,11 @@ def write_flush(
     pause()
     values = rows_to_host(rows)
     if ranks is not None:
-        everyone = ranks.gather(Shares(plan.keys, values))
+        everyone = ranks.gather(Shares(plan.keys, values, dict(faults), dict(faults.since)))
         after()
         if not ranks.writes:
             return
+        health.hear([shares.faults for shares in everyone])
         values = join(everyone, plan.keys)
     for group in groups:
         writer.define(group)

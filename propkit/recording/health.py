@@ -50,6 +50,12 @@ class Health:
             for probe in nothing - something:
                 self.faults[probe] = "it gave nothing but NaN where other probes gave finite values"
 
+    def hear(self, faults: Sequence[Mapping[str, str]]) -> None:
+        """Probes failed on other ranks: rank -> its faults."""
+        for rank, here in enumerate(faults):
+            for probe, why in here.items() if rank else ():
+                self.faults.setdefault(probe, f"on rank {rank}, {why}")
+
     def unequal(self, key: Key, expected: int | None, found: int) -> None:
         """A rank gave more or fewer values than there are columns; they were left out."""
         self.faults[key.probe] = (

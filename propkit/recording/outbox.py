@@ -167,6 +167,7 @@ class Outbox:
                 self._remarks(),
                 self._ranks,
                 self.health,
+                self.faults.copy(),
                 agree,
             )
         )

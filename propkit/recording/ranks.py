@@ -1,7 +1,7 @@
 """The processes of a data-parallel training: each measures its share of the batch, rank 0 combines and writes."""
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,10 +15,12 @@ _PATIENCE = datetime.timedelta(minutes=10)
 
 
 class Shares(NamedTuple):
-    """What one rank measured: its slots' keys, and its values by step."""
+    """What one rank measured: its slots' keys, and its values by step; its faults, and since which step."""
 
     keys: Sequence[Key]
     values: Sequence[Values]
+    faults: Mapping[str, str] = {}
+    since: Mapping[str, int] = {}
 
 
 class Ranks:
@@ -76,13 +78,21 @@ class Ranks:
 
 
 def join(everyone: Sequence[Shares], keys: Sequence[Key]) -> list[Values]:
-    """Values of all ranks by step, in the slots of `keys`; keys that are not among these are left out."""
+    """Values of all ranks by step, in the slots of `keys`; keys that are not among these are left out.
+
+    So are those of a probe since it failed on one rank: they are not of the whole batch.
+    """
     slots = {key: slot for slot, key in enumerate(keys)}
+    since: dict[str, int] = {}
+    for shares in everyone:
+        for probe, step in shares.since.items():
+            since[probe] = min(step, since.get(probe, step))
     parts: dict[int, list[Values]] = {}
     for shares in everyone:
         here = np.array([slots.get(key, -1) for key in shares.keys], dtype=np.int64)
+        until = np.array([since.get(key.probe, np.inf) for key in shares.keys])
         for values in shares.values:
-            known = here[values.slots] >= 0
+            known = (here[values.slots] >= 0) & (values.step < until[values.slots])
             parts.setdefault(values.step, []).append(
                 Values(
                     values.step,
@@ -92,7 +102,7 @@ def join(everyone: Sequence[Shares], keys: Sequence[Key]) -> list[Values]:
                     tuple(
                         s._replace(slot=int(here[s.slot]))
                         for s in values.spectra
-                        if here[s.slot] >= 0
+                        if here[s.slot] >= 0 and values.step < until[s.slot]
                     ),
                 )
             )

@@ -111,10 +111,10 @@ class Recorder:
             self._hooks.finish_step()
             if self._over():  # by a fault in the hooks
                 return
-            if self._observed:
-                self._outbox.add(make_row(self.steps, self._observed))
-                self._observed = []
-            elif not self._missed:
+            observed, self._observed = self._observed, []
+            if observed or self._ranks:  # which flush after the same number of rows
+                self._outbox.add(make_row(self.steps, observed))
+            if not (observed or self._missed or self._active <= self._hooks.disabled):
                 self._missed = True
                 self._outbox.note(
                     f"step {self.steps} was to be measured, but no observed module ran in it: is the attached model "

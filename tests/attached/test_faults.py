@@ -78,6 +78,19 @@ def test_a_faulty_probe_is_switched_off_and_training_goes_on() -> None:
     )
 
 
+def test_where_all_probes_are_off_the_model_is_not_taken_for_another() -> None:
+    @propkit.probe
+    def broken(output):
+        raise ZeroDivisionError("no luck")
+
+    model, x, y = make_case("mlp")
+    with pytest.warns(PropkitWarning) as caught:
+        recorder = train_mlp(model, cross_entropy(x, y), steps=3, probes=broken)
+    (said,) = (str(w.message) for w in caught)
+    assert "no luck" in said
+    assert not recorder.run.attributes["notes"]
+
+
 def test_a_model_that_is_not_the_trained_one_is_reported() -> None:
     recorder = propkit.attach(mlp())
     with pytest.warns(PropkitWarning, match="no observed module ran"):
