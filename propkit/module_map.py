@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from propkit.hooks.signals import first_tensor
+from propkit.sites import is_sharded
 from propkit.untouched import untouched
 
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -94,7 +95,7 @@ def _check_alone(module: nn.Module) -> None:
     several = torch.distributed.get_world_size() > 1
     for name, part in module.named_modules():
         synchronised = several and isinstance(part, nn.SyncBatchNorm) and part.training
-        if synchronised or any(hasattr(p, "full_tensor") for p in part.parameters(recurse=False)):
+        if synchronised or is_sharded(part):
             raise ValueError(
                 f"module_map: {name or 'the module'} ({type(part).__name__}) exchanges data with other processes in "
                 "its forward; give a copy without sharding or in evaluation mode"

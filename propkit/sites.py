@@ -175,6 +175,11 @@ def weight_of(module: nn.Module) -> torch.Tensor | None:
     return weight
 
 
+def is_sharded(module: nn.Module, recurse: bool = False) -> bool:
+    """Whether parameters of the module, or of all within it, are spread over ranks, which gather them together."""
+    return any(hasattr(p, "full_tensor") for p in module.parameters(recurse))
+
+
 def is_left_over(module: nn.Module) -> bool:
     """Whether the weight is what the last forward computed of others, as `torch.nn.utils.prune` does."""
     return isinstance(vars(module).get("weight"), torch.Tensor)

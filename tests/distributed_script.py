@@ -57,8 +57,13 @@ def main(store: str, kind: str, steps: int, what: str = "") -> None:
             raise ArithmeticError("on one rank")
         return output.detach().mean()
 
+    def both(output: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        if rank == 1 and now >= 4:
+            raise ArithmeticError("on one rank")
+        return weight.norm() + 0 * output.detach().mean()
+
     if what in ("fault", "alone"):
-        probes = [propkit.probe(f) for f in (fragile, partial)]
+        probes = [propkit.probe(f) for f in (fragile, partial, both)]
         probes += ["weight", "activation"] if what == "fault" else []
     share = 0.5 if budget else None
     every = 2 if what in ("fault", "alone") else 1

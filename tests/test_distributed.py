@@ -126,7 +126,7 @@ def test_a_probe_that_fails_on_one_rank_is_off_and_training_goes_on(
     run = propkit.open(tmp_path / "run.zarr")
     assert run.state == "complete"
     assert run["log"]["step"].size == 300
-    for probe in ("fragile", "partial"):  # before, it had the values of the whole batch
+    for probe in ("fragile", "partial", "both"):  # before, it had the values of the whole batch
         assert run[probe]["step"].values.tolist() == [0, 2]
         assert "rank 1, step 4: ArithmeticError: on one rank" in run.attributes["faults"][probe]
     assert not run.attributes["notes"]

@@ -1,6 +1,7 @@
 """When weights are measured: before they change, and where nothing else has to be fetched into the caches for it."""
 
 import contextlib
+import warnings
 
 import numpy as np
 import pytest
@@ -273,3 +274,35 @@ def test_a_weight_that_cannot_be_read_switches_its_probes_off_and_no_more() -> N
     assert np.isfinite(recorder.run["error_moment"]["output"]).all()
     assert np.isfinite(recorder.run["weight"]["norm"]).all()
     assert recorder.run["weight"]["step"].values.tolist() == [0]
+
+
+def test_a_sharded_weight_is_gathered_at_every_call_whatever_is_off_here(monkeypatch) -> None:
+    model, x = _case()
+    model[0].weight.full_tensor = model[0].weight.detach  # as a sharded parameter has
+    gathered = []
+
+    def weight_of(module):
+        gathered.append(module)
+        return module.weight.detach()
+
+    monkeypatch.setattr("propkit.hooks.listener.weight_of", weight_of)
+
+    @propkit.probe(once=True)
+    def once(output, weight):
+        return weight.norm()
+
+    @propkit.probe
+    def broken(output, weight):
+        raise ArithmeticError("on this rank alone")
+
+    for probe in (once, broken):
+        gathered.clear()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with propkit.attach(model, probes=probe, every=2):
+                for _ in range(3):  # of which two are sampled
+                    for part in x.split(4):
+                        model(part).square().mean().backward()
+                    optimizer.step()
+        assert gathered.count(model[0]) == 4

@@ -100,7 +100,7 @@ def print_targets(
     if LEAST in found:
         bound = found[LEAST].overhead
         print(
-            f"The least by hand, which nothing written in Python undercuts, takes {100 * bound:.2f} %. Of it:"
+            f"Hooks by hand that read every error once and keep nothing take {100 * bound:.2f} %. Beside them:"
         )
         for c in PEERS:
             if c.label in found and not c.package:

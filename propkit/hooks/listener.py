@@ -9,7 +9,7 @@ import torch
 from propkit.hooks.values import FORWARD, GRADIENTS, OF_A_CALL, Key, Receiver
 from propkit.module_map import module_map
 from propkit.probe import Measurement, Probe
-from propkit.sites import Site, weight_of
+from propkit.sites import Site, is_sharded, weight_of
 
 
 class Switches(Protocol):
@@ -54,10 +54,12 @@ class Listener:
     def hear(self, signals: Mapping[str, torch.Tensor], call: int, origin: int) -> None:
         """Call the function on the signals and hand its values on; a failing probe is switched off."""
         if self.probe in self._taps.disabled:
+            self._take_part(signals)
             return
         if self.measurement.once:
             heard = (call, origin, *(t.shape for t in signals.values()))
             if heard in self._heard:
+                self._take_part(signals)
                 return
             self._heard.add(heard)
         try:
@@ -112,6 +114,15 @@ class Listener:
             if key is None:
                 key = self._keys[variable, call] = Key(self.probe, variable, self._site.name, call)
             receiver.receive(key, m, value, elements, origin)
+
+    def _take_part(self, signals: Mapping[str, Any]) -> None:
+        """Gather a sharded weight without use for it: the function may be called on other ranks, which wait."""
+        if (
+            "weight" in self._of_module
+            and "weight" not in signals
+            and is_sharded(self._site.module)
+        ):
+            weight_of(self._site.module)
 
     def _arguments(self, signals: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
         """The function's arguments; None if the module has no weight."""

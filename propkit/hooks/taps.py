@@ -19,7 +19,7 @@ from propkit.hooks.hook import Hook, NoticedHook
 from propkit.hooks.owners import has_optimizer
 from propkit.hooks.signals import backward_pass, is_traced
 from propkit.hooks.values import EVALUATION, NEUTRAL, TRAINING, Key, Place, Receiver
-from propkit.sites import Site, is_kind
+from propkit.sites import Site, is_kind, is_sharded
 
 __all__ = ["EVALUATION", "NEUTRAL", "TRAINING", "Key", "Place", "Receiver", "Taps"]
 
@@ -69,7 +69,8 @@ class Taps:
     def install(self, probes: Collection[str]) -> None:
         """Measure `probes` from now on: put in the hooks that they need, take out the others."""
         active = frozenset(probes)
-        if self.disabled and not self._sharded():
+        # All ranks gather sharded weights, and on each of them other probes may be switched off.
+        if self.disabled and not is_sharded(self.model, recurse=True):
             active -= self.disabled
         self.compiled.listen()
         if active == self._active:
@@ -149,10 +150,6 @@ class Taps:
         if self._by_hand is None:
             self._by_hand = not has_optimizer(self.model)
         return self._by_hand or self._in_step
-
-    def _sharded(self) -> bool:
-        """Whether weights are gathered by all ranks, on each of which other probes may be switched off."""
-        return any(hasattr(p, "full_tensor") for p in self.model.parameters())
 
     def is_active(self, probe: str) -> bool:
         """Whether the probe is measured in this step."""

@@ -7,11 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 import propkit
 from propkit.testing import Signals, TinyResNet, brute_force
-from tests.attached.support import EXACT, mean_square, norm, output_moments, train_mlp
+from tests.attached.support import EXACT, Checkpointed, mean_square, norm, output_moments, train_mlp
 from tests.conftest import Case, cross_entropy, make_case, sgd
 
 
@@ -192,17 +191,6 @@ def test_a_module_called_twice_has_two_sites() -> None:
         )
     # the weight is one and the same, so it is measured once
     assert recorder.run["weight"]["site"].values.tolist() == ["shared", "head"]
-
-
-class Checkpointed(nn.Module):
-    def __init__(self, reentrant: bool) -> None:
-        super().__init__()
-        self.reentrant = reentrant
-        self.stem, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
-        self.body = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU())
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(checkpoint(self.body, self.stem(x), use_reentrant=self.reentrant))
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

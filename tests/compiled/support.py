@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
@@ -12,6 +13,10 @@ from propkit.notices import PropkitWarning
 from propkit.testing import Signals
 from tests.attached.support import mean_square, norm
 
+HIDDEN_BY_TORCH = [  # raised inside torch, which hides them from users
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+]
 EXACT = {"rtol": 1e-5, "atol": 1e-9}
 LABELS = torch.tensor([0, 1, 2, 0])
 GROUPS = {

@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 import propkit
 from propkit.testing import TinyResNet, brute_force
 from tests.compiled.support import (
+    HIDDEN_BY_TORCH,
     check,
     compile_whole,
     count_graphs,
@@ -20,10 +21,7 @@ from tests.compiled.support import (
 )
 from tests.conftest import Case, cross_entropy, make_case, sgd
 
-pytestmark = [  # raised inside torch, which hides them from users
-    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-]
+pytestmark = HIDDEN_BY_TORCH
 
 
 def test_training_is_bit_identical(case: Case) -> None:

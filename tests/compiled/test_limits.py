@@ -14,6 +14,7 @@ from propkit.notices import PropkitWarning
 from propkit.testing import brute_force
 from tests.compiled.support import (
     EXACT,
+    HIDDEN_BY_TORCH,
     LABELS,
     check,
     compile_whole,
@@ -24,10 +25,7 @@ from tests.compiled.support import (
 )
 from tests.conftest import cross_entropy, make_case, sgd
 
-pytestmark = [  # raised inside torch, which hides them from users
-    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-]
+pytestmark = HIDDEN_BY_TORCH
 
 
 def test_probes_that_no_graph_can_hold_are_named_and_the_others_recorded() -> None:

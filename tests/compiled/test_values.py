@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.utils import counters
-from torch.utils.checkpoint import checkpoint
 
 import propkit
 from propkit.testing import brute_force
+from tests.attached.support import Checkpointed
 from tests.compiled.support import (
     EXACT,
+    HIDDEN_BY_TORCH,
     LABELS,
     check,
     compile_whole,
@@ -24,10 +25,7 @@ from tests.compiled.support import (
 )
 from tests.conftest import Case, cross_entropy, make_case, sgd
 
-pytestmark = [  # raised inside torch, which hides them from users
-    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-]
+pytestmark = HIDDEN_BY_TORCH
 
 
 def test_values_equal_brute_force(case: Case) -> None:
@@ -147,17 +145,6 @@ def test_two_forwards_before_a_backward_and_two_backwards_after_a_forward() -> N
                 norm(signals[name][0].grad_output) * 2**0.5,
                 **EXACT,
             )
-
-
-class Checkpointed(nn.Module):
-    def __init__(self, reentrant: bool) -> None:
-        super().__init__()
-        self.reentrant = reentrant
-        self.stem, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
-        self.body = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU())
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(checkpoint(self.body, self.stem(x), use_reentrant=self.reentrant))
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import propkit
 from propkit.testing import brute_force
 from tests.compiled.support import (
+    HIDDEN_BY_TORCH,
     check,
     compile_whole,
     count_graphs,
@@ -21,10 +22,7 @@ from tests.compiled.support import (
 )
 from tests.conftest import cross_entropy, make_case, sgd
 
-pytestmark = [  # raised inside torch, which hides them from users
-    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-]
+pytestmark = HIDDEN_BY_TORCH
 
 
 def test_compiled_between_two_samples_hooks_go_in_by_themselves() -> None:
